@@ -9,12 +9,15 @@ pixel (132, 72), 30 mm nearer to the viewer than the origin (depth -30).
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import TypeVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from core.precision import at_least_float32, without_autocast
+
+AnyCamera = TypeVar("AnyCamera", bound="Camera")
 FRONTAL = ((1.0, 0.0, 0.0), (0.0, -1.0, 0.0), (0.0, 0.0, -1.0))
 
 
@@ -40,7 +43,8 @@ class Camera:
 
     def rotate(self, directions: Float[Tensor, "*b n 3"]) -> Float[Tensor, "*b n 3"]:
         """Directions (normals) from the model frame to the camera frame."""
-        return directions @ self.rotation.mT
+        with without_autocast(directions):
+            return at_least_float32(directions) @ at_least_float32(self.rotation).mT
 
     def project(
         self, points: Float[Tensor, "*b n 3"]
@@ -54,11 +58,13 @@ class Camera:
         """Clip-space positions for the rasterizer of an image of size (height, width)."""
         raise NotImplementedError
 
-    def crop(self, scale: Float[Tensor, "*b"], offset: Float[Tensor, "*b 2"]) -> Self:
+    def crop(
+        self: AnyCamera, scale: Float[Tensor, "*b"], offset: Float[Tensor, "*b 2"]
+    ) -> AnyCamera:
         """The camera of an image resampled so that new pixel = scale * pixel + offset."""
         raise NotImplementedError
 
-    def map(self, function: Callable[[Tensor], Tensor]) -> Self:
+    def map(self: AnyCamera, function: Callable[[Tensor], Tensor]) -> AnyCamera:
         """The camera with function applied to each tensor (indexing, reshaping of the batch axes, .to)."""
         return replace(self, **{name: function(value) for name, value in vars(self).items()})
 

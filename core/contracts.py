@@ -1,8 +1,9 @@
 """What passes between the parts: a datamodule yields a FaceBatch, a method returns a Reconstruction."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NotRequired, TypedDict
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -55,4 +56,14 @@ class Reconstruction:
     landmarks: Float[Tensor, "b v 68 2"]
     albedo_map: Float[Tensor, "b v 3 uh uw"]
     light: Float[Tensor, "b v 9 c"]
-    coefficients: dict[str, Float[Tensor, "b v ?k"]] = field(default_factory=dict)
+    coefficients: dict[str, Float[Tensor, "b v _"]] = field(default_factory=dict)
+
+    def to(self, device: torch.device | str) -> "Reconstruction":
+        """On another device; Lightning moves predictions by this method."""
+        tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return replace(
+            self,
+            camera=self.camera.map(lambda value: value.to(device)),
+            coefficients={name: value.to(device) for name, value in self.coefficients.items()},
+            **{name: value.to(device) for name, value in tensors.items()},
+        )

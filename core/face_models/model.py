@@ -31,6 +31,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from core.errors import AssetNotFoundError, DataError
+from core.precision import at_least_float32, without_autocast
 
 VERSION = 1
 REQUIRED = (
@@ -140,14 +141,16 @@ class FaceModel(nn.Module):
         self, identity: Float[Tensor, "*b ki"], expression: Float[Tensor, "*b ke"] | None = None
     ) -> Float[Tensor, "*b n 3"]:
         """Vertices in millimetres, model frame (CEST Eq. 5); without expression the neutral face."""
-        offset = identity @ self.identity_basis.flatten(1)
-        if expression is not None:
-            offset = offset + expression @ self.expression_basis.flatten(1)
+        with without_autocast(identity):
+            offset = at_least_float32(identity) @ self.identity_basis.flatten(1)
+            if expression is not None:
+                offset = offset + at_least_float32(expression) @ self.expression_basis.flatten(1)
         return self.mean + offset.unflatten(-1, self.mean.shape)
 
     def albedo(self, coefficients: Float[Tensor, "*b ka"]) -> Float[Tensor, "*b n 3"]:
         """Reflectance per vertex, RGB, about [0, 1], not clipped."""
-        offset = coefficients @ self.albedo_basis.flatten(1)
+        with without_autocast(coefficients):
+            offset = at_least_float32(coefficients) @ self.albedo_basis.flatten(1)
         return self.albedo_mean + offset.unflatten(-1, self.albedo_mean.shape)
 
     def landmarks(self, vertices: Float[Tensor, "*b n 3"]) -> Float[Tensor, "*b 68 3"]:

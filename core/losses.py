@@ -1,0 +1,72 @@
+"""Losses that several methods use, as pure functions, and the weighted sum of named terms."""
+
+import dataclasses
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+def total(terms: dict[str, Float[Tensor, ""]], weights: Any) -> Float[Tensor, ""]:
+    """The sum of the terms, each times the weight of the same name.
+
+    Args:
+        terms: named, unweighted losses.
+        weights: a dataclass whose fields have exactly the names of the terms.
+
+    Raises:
+        ValueError: the names differ.
+    """
+    names = {field.name for field in dataclasses.fields(weights)}
+    if names != set(terms):
+        raise ValueError(
+            f"every loss term needs a weight of its name and the reverse; terms without a weight: "
+            f"{sorted(set(terms) - names)}, weights without a term: {sorted(names - set(terms))}; "
+            f"terms: {sorted(terms)}, weights of {type(weights).__name__}: {sorted(names)}"
+        )
+    return torch.stack([getattr(weights, name) * term for name, term in terms.items()]).sum()
+
+
+def masked_l1(
+    image: Float[Tensor, "*b c h w"],
+    target: Float[Tensor, "*b c h w"],
+    mask: Float[Tensor, "*b 1 h w"],
+) -> Float[Tensor, ""]:
+    """Photometric loss || M * (I - I') ||_1 / |M| (CEST Eq. 6).
+
+    Averaged over the channels and over the pixels of the mask of each image, then over the images
+    whose mask is not empty. If all are empty it is 0, with a gradient of 0.
+    """
+    dims = (-3, -2, -1)
+    area = mask.sum(dims)
+    error = ((image - target).abs().mean(-3, keepdim=True) * mask).sum(dims) / area.clamp(min=1)
+    return error.sum() / (area > 0).sum().clamp(min=1)
+
+
+def landmark_l2(
+    predicted: Float[Tensor, "*b n 2"],
+    target: Float[Tensor, "*b n 2"],
+    confidence: Float[Tensor, "*b n"],
+    size: int,
+) -> Float[Tensor, ""]:
+    """Squared distance of landmarks in units of the image's side (CEST Eq. 9, second term).
+
+    Averaged over the points of each image, weighted with their confidence, then over the images
+    with any confident point. If there is none it is 0, with a gradient of 0.
+
+    Args:
+        predicted: pixels.
+        target: pixels; finite also where it is missing.
+        confidence: in [0, 1]; 0 = missing.
+        size: side of the image, pixels.
+    """
+    squared = ((predicted - target) / size).square().sum(-1)
+    weight = confidence.sum(-1)
+    error = (squared * confidence).sum(-1) / weight.clamp(min=1)
+    return error.sum() / (weight > 0).sum().clamp(min=1)
+
+
+def coefficient_l2(coefficients: Float[Tensor, "*b k"]) -> Float[Tensor, ""]:
+    """The sum of squares of the coefficients, averaged over the batch (CEST Eq. 9, third term)."""
+    return coefficients.square().sum(-1).mean()

@@ -1,0 +1,327 @@
+"""CEST: Self-Supervised 3D Face Reconstruction via Conditional Estimation (Wen et al., ICCV 2021).
+
+    Eq. 2-4   v, s, r, l in sequence        CEST.estimate
+    Eq. 5     linear shape model            core.face_models.FaceModel.shape
+    Eq. 6     photometric error             core.losses.masked_l1
+    Eq. 7-8   swapped reflectances          CEST.swapped_reflectances, terms["photometric"]
+    Eq. 9     total                         Weights, terms["landmark"], terms["regularization"]
+    Eq. 10    canonical crop                core.crop.canonical_crop
+    Eq. 11    weak perspective              core.camera.WeakPerspectiveCamera, CEST.viewpoint
+    Eq. 12    unwrapping                    core.uv.unwrap
+    App. B.1  networks                      Encoder, ReflectanceNet
+
+Differs from the paper: the weights of Eq. 9 are not legible in its text, ours are in ``Weights``; the widths of its
+layer tables neither, ours are ``width`` times 1, 2, 4, 8, 8, 8; the reflectance network also sees which texels are
+visible; the light's first coefficient has the common offset of 0.8, so that a zero output is a lit face.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim import Adam, Optimizer
+
+from core.camera import WeakPerspectiveCamera, frontal
+from core.contracts import FaceBatch, Reconstruction
+from core.crop import canonical_crop
+from core.face_models import load_face_model
+from core.lighting import AMBIENT
+from core.losses import coefficient_l2, landmark_l2, masked_l1
+from core.render import Surface, draw, render
+from core.rotation import rotation_from_vector
+from core.uv import unwrap, uv_grid
+from methods.base import FaceMethod
+from methods.cli import main
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Weights of Eq. 9; the paper's values are not legible, these are ours.
+
+    Args:
+        photometric: of L_rec, Eq. 8; images in [0, 1].
+        landmark: w_kp; squared distances in units of the image's side.
+        regularization: w_reg; the sum of the squared coefficients, in standard deviations.
+    """
+
+    photometric: float = 1.0
+    landmark: float = 50.0
+    regularization: float = 1e-4
+
+
+torch.serialization.add_safe_globals([Weights])
+
+
+class Encoder(nn.Sequential):
+    """Image(s) to parameters (App. B.1): 3x3 convolutions of stride 2 with BN and ReLU, and one that gives the numbers.
+
+    Args:
+        channels: of the input.
+        size: height and width of the input, at least 32.
+        outputs: how many numbers; they start at zero.
+        width: channels after the first layer.
+    """
+
+    def __init__(self, channels: int, size: int, outputs: int, width: int) -> None:
+        layers: list[nn.Module] = []
+        for factor in (1, 2, 4, 8, 8, 8):
+            layers += [
+                nn.Conv2d(channels, factor * width, 3, stride=2, padding=1, bias=False),
+                nn.BatchNorm2d(factor * width),
+                nn.ReLU(inplace=True),
+            ]
+            channels, size = factor * width, (size + 1) // 2
+        last = nn.Conv2d(channels, outputs, size)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+        super().__init__(*layers, last, nn.Flatten())
+
+
+class ReflectanceNet(nn.Module):
+    """Texture to reflectance, both UV maps (App. B.1): a U-Net whose skips are added, not concatenated.
+
+    Args:
+        channels: of the input.
+        width: channels after the first layer.
+    """
+
+    def __init__(self, channels: int, width: int) -> None:
+        super().__init__()
+        widths = [width * factor for factor in (1, 2, 4, 8, 8)]
+        self.down = nn.ModuleList(
+            _conv(before, after, stride=2)
+            for before, after in zip([channels, *widths], widths, strict=False)
+        )
+        self.middle = ResidualBlock(widths[-1])
+        self.up = nn.ModuleList(
+            nn.Sequential(_conv(before, after), ResidualBlock(after))
+            for before, after in zip(widths[:0:-1], widths[-2::-1], strict=True)
+        )
+        self.last = nn.Sequential(_conv(width, width), nn.Conv2d(width, 3, 3, padding=1), nn.Tanh())
+
+    def forward(self, texture: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 h w"]:
+        """Reflectance in [0, 1]."""
+        features = [texture]
+        for layer in self.down:
+            features.append(layer(features[-1]))
+        x = self.middle(features.pop())
+        for layer in self.up:
+            skip = features.pop()
+            x = layer(_upsample(x, skip)) + skip
+        return (self.last(_upsample(x, features.pop())) + 1) / 2
+
+
+class ResidualBlock(nn.Module):
+    """Two 3x3 convolutions around which the input is added."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(_conv(width, width), _conv(width, width))
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        """Same shape as the input."""
+        return x + self.body(x)
+
+
+def _conv(before: int, after: int, stride: int = 1) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(before, after, 3, stride=stride, padding=1, bias=False),
+        nn.BatchNorm2d(after),
+        nn.ReLU(inplace=True),
+    )
+
+
+def _upsample(x: Tensor, like: Tensor) -> Tensor:
+    return F.interpolate(x, size=like.shape[-2:], mode="bilinear", align_corners=False)
+
+
+class CEST(FaceMethod):
+    """Conditional estimation of viewpoint, shape, reflectance and illumination, in this order.
+
+    Args:
+        face_model: "procedural" or the path of a face model's .npz.
+        identity_dims: how many identity modes are estimated; all by default. The paper: 199 of BFM 2009.
+        expression_dims: how many expression modes are estimated; all by default. The paper: 29 of 3DDFA.
+        image_size: height and width of the input images, pixels.
+        uv_size: height and width of the texture and reflectance maps, texels.
+        width: channels after the first layer of each encoder.
+        reflectance_width: channels after the first layer of the reflectance network.
+        light_channels: 1 = white light, 9 coefficients (the paper); 3 = coloured light, 27.
+        conditional: estimate in sequence (CEST); otherwise all four networks see only the image (IEST).
+        symmetry: also render with the mirrored reflectances r' of Eq. 7-8.
+        consistency: whose reflectance renders a frame: "pair" = that of another frame of its clip (Eq. 8), "average" =
+            the mean over the clip (App. B.2), "none" = its own.
+        detach_conditions: stop the gradient of what is estimated later into the crop and the unwrapping positions.
+        face_extent_mm: what the side of an input image measures on a frontal mean face, the viewpoint's start.
+        weights: of the loss terms.
+        lr: learning rate of Adam.
+        backend: of the rasterizer.
+    """
+
+    def __init__(
+        self,
+        face_model: str = "procedural",
+        identity_dims: int | None = None,
+        expression_dims: int | None = None,
+        image_size: int = 256,
+        uv_size: int = 256,
+        width: int = 32,
+        reflectance_width: int = 32,
+        light_channels: Literal[1, 3] = 1,
+        conditional: bool = True,
+        symmetry: bool = True,
+        consistency: Literal["pair", "average", "none"] = "pair",
+        detach_conditions: bool = False,
+        face_extent_mm: float = 190.0,
+        weights: Weights = Weights(),  # noqa: B008  (frozen)
+        lr: float = 1e-3,
+        backend: Literal["auto", "cpu", "reference", "nvdiffrast"] = "auto",
+    ) -> None:
+        super().__init__()
+        self.weights = weights
+        self.face_model = load_face_model(face_model, identity_dims, expression_dims, albedo_dims=0)
+        self.dims = [len(self.face_model.identity_basis), len(self.face_model.expression_basis)]
+        self.image_size, self.uv_size = image_size, uv_size
+        self.light_channels = light_channels
+        self.conditional, self.symmetry, self.consistency = conditional, symmetry, consistency
+        self.detach_conditions = detach_conditions
+        self.face_extent_mm = face_extent_mm
+        self.lr, self.backend = lr, backend
+        self.uv_grid = uv_grid(self.face_model.uv, self.face_model.triangles, uv_size)
+
+        lights = 9 * light_channels
+        self.f_viewpoint = Encoder(3, image_size, 7, width)
+        self.f_shape = Encoder(3, image_size, sum(self.dims), width)
+        self.f_reflectance = ReflectanceNet(4 if conditional else 3, reflectance_width)
+        self.f_light = (
+            Encoder(9, uv_size, lights, width) if conditional else Encoder(3, image_size, lights, width)
+        )
+        landmarks = self.face_model.landmarks(self.face_model.mean)
+        pivot = (landmarks.amin(0) + landmarks.amax(0)) / 2
+        self.register_buffer("pivot", pivot, persistent=False)
+
+    def forward(self, images: Float[Tensor, "b v 3 h w"]) -> Reconstruction:
+        """One face per image."""
+        return self.estimate(images)[0]
+
+    def estimate(self, images: Float[Tensor, "b v 3 h w"]) -> tuple[Reconstruction, Surface]:
+        """Viewpoint, shape, reflectance and light in sequence (Eq. 4), and the drawn geometry."""
+        b, v = images.shape[:2]
+        inputs = 2 * images - 1
+        camera, viewpoint = self.viewpoint(inputs)
+        condition = camera.map(torch.detach) if self.detach_conditions else camera
+        shape_input = inputs
+        if self.conditional:
+            shape_input = canonical_crop(
+                inputs, self.about_pivot(condition), self.image_size, self.face_extent_mm
+            )
+        coefficients = self.f_shape(shape_input.flatten(0, 1)).float().unflatten(0, (b, v))
+        identity, expression = coefficients.split(self.dims, -1)
+        vertices = self.face_model.shape(identity, expression)  # Eq. 5
+
+        triangles, uv = self.face_model.triangles, self.face_model.uv
+        size = (images.shape[-2], images.shape[-1])
+        surface = draw(vertices, triangles, uv, camera, size, self.backend)
+        if self.conditional:
+            positions = vertices.detach() if self.detach_conditions else vertices
+            texture, visible = unwrap(
+                inputs, positions, condition, surface, self.uv_grid.to(inputs.device), triangles
+            )  # Eq. 12
+            reflectance = self.f_reflectance(torch.cat([texture, visible], 2).flatten(0, 1))
+            small = F.interpolate(
+                inputs.flatten(0, 1), self.uv_size, mode="bilinear", antialias=True
+            )
+            seen = torch.cat([small, texture.flatten(0, 1), 2 * reflectance - 1], 1)
+            light = self.f_light(seen)
+        else:
+            reflectance = self.f_reflectance(inputs.flatten(0, 1))
+            light = self.f_light(inputs.flatten(0, 1))
+        light = light.float().unflatten(-1, (9, self.light_channels)).unflatten(0, (b, v))
+        face = Reconstruction(
+            vertices=vertices,
+            neutral=self.face_model.shape(identity),
+            triangles=triangles,
+            uv=uv,
+            camera=camera,
+            landmarks=camera.project(self.face_model.landmarks(vertices))[0],
+            albedo_map=reflectance.float().unflatten(0, (b, v)),
+            light=torch.cat([light[..., :1, :] + AMBIENT, light[..., 1:, :]], -2),
+            coefficients={
+                "identity": identity,
+                "expression": expression,
+                "viewpoint": viewpoint,
+            },
+        )
+        return face, surface
+
+    def viewpoint(
+        self, inputs: Float[Tensor, "b v 3 h w"]
+    ) -> tuple[WeakPerspectiveCamera, Float[Tensor, "b v 7"]]:
+        """f_v: scale, rotation vector and translation (Eq. 11) from the image.
+
+        Zero outputs are a frontal face in the middle of the image. The third translation, of the paper's seven numbers,
+        is depth, which weak perspective cannot see; it stays at its start.
+        """
+        b, v, _, height, width = inputs.shape
+        numbers = self.f_viewpoint(inputs.flatten(0, 1)).float().unflatten(0, (b, v))
+        scale = width / self.face_extent_mm * torch.exp(numbers[..., 0])
+        rotation = frontal(numbers) @ rotation_from_vector(numbers[..., 1:4])
+        middle = numbers.new_tensor([width / 2, height / 2])
+        seen_pivot = middle + width * numbers[..., 4:6]
+        camera = WeakPerspectiveCamera(rotation, scale, torch.zeros_like(seen_pivot))
+        offset = camera.project(self.pivot.expand(b, v, 1, 3))[0].squeeze(-2)
+        return WeakPerspectiveCamera(rotation, scale, seen_pivot - offset), numbers
+
+    def about_pivot(self, camera: WeakPerspectiveCamera) -> WeakPerspectiveCamera:
+        """The camera whose translation is where the middle of the face is seen, not the model frame's origin."""
+        batch = camera.scale.shape
+        seen = camera.project(self.pivot.expand(*batch, 1, 3))[0].squeeze(-2)
+        return WeakPerspectiveCamera(camera.rotation, camera.scale, seen)
+
+    def swapped_reflectances(
+        self, reflectance: Float[Tensor, "b v 3 h w"]
+    ) -> list[Float[Tensor, "b v 3 h w"]]:
+        """The maps that must explain each frame: r_j, or r_j and r_j' (Eq. 8)."""
+        b, v = reflectance.shape[:2]
+        if self.consistency == "average":
+            chosen = reflectance.mean(1, keepdim=True).expand_as(reflectance)
+        elif self.consistency == "pair" and v > 1:
+            chosen = reflectance[torch.arange(b)[:, None], other_frames(b, v)]
+        else:
+            chosen = reflectance
+        return [chosen, chosen.flip(-1)] if self.symmetry else [chosen]
+
+    def terms(self, batch: FaceBatch) -> dict[str, Tensor]:
+        """The terms of Eq. 9; names are the fields of ``Weights``."""
+        images = batch["images"]
+        face, surface = self.estimate(images)
+        region = batch["masks"] * surface.mask.detach()  # M of Eq. 6
+        photometric = [
+            masked_l1(render(surface, reflectance, face.light), images, region)
+            for reflectance in self.swapped_reflectances(face.albedo_map)
+        ]
+        landmark = landmark_l2(
+            face.landmarks, batch["landmarks"], batch["landmark_confidence"], images.shape[-1]
+        )
+        coefficients = torch.cat([face.coefficients["identity"], face.coefficients["expression"]], -1)
+        return {
+            "photometric": torch.stack(photometric).mean(),
+            "landmark": landmark,
+            "regularization": coefficient_l2(coefficients),
+        }
+
+    def configure_optimizers(self) -> Optimizer:
+        """Adam, 1e-3 in the paper (Sec. 4.1)."""
+        return Adam(self.parameters(), lr=self.lr)
+
+
+def other_frames(b: int, v: int) -> Int[Tensor, "b v"]:
+    """For each of v frames of b clips one other frame of its clip, j != i, each with equal chance (Eq. 8)."""
+    return (torch.arange(v) + torch.randint(1, v, (b, v))) % v
+
+
+if __name__ == "__main__":
+    main("methods.cest.CEST")

@@ -1,0 +1,131 @@
+"""What a run was: its config, versions, seed and git state, written beside its checkpoints."""
+
+import json
+import platform
+import subprocess
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.utilities import rank_zero_info
+
+from methods.resume import CHECKPOINTS
+
+PACKAGES = [
+    "monoface",
+    "torch",
+    "torchvision",
+    "pytorch-lightning",
+    "numpy",
+    "scipy",
+    "kornia",
+    "timm",
+]
+PACKAGES += ["numba", "torchdata", "jsonargparse", "omegaconf", "nvdiffrast"]
+SOURCE = Path(__file__).resolve().parents[1]
+
+
+class RunRecord(Callback):
+    """Writes config.yaml, which ``--config`` takes again, and run.json when training starts.
+
+    Those of earlier starts of the same run (it was resumed) are kept as config.1.yaml, run.1.json
+    and so on. The config is also given to every logger.
+
+    Args:
+        folder: the run's.
+        config: all settings.
+        text: the same as YAML.
+        command: the command line.
+        resumed_from: the checkpoint, if any.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        config: dict[str, Any],
+        text: str,
+        command: str,
+        resumed_from: str | None,
+    ) -> None:
+        self.folder, self.config, self.text = folder, config, text
+        self.command, self.resumed_from = command, resumed_from
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """In the first process only."""
+        if stage != "fit" or not trainer.is_global_zero:
+            return
+        method = type(pl_module)
+        record = {
+            "method": f"{method.__module__}.{method.__qualname__}",
+            "command": self.command,
+            "started": datetime.now(UTC).isoformat(timespec="seconds"),
+            "seed": self.config.get("seed_everything"),
+            "resumed_from": self.resumed_from,
+            "git": git_state(SOURCE),
+            "versions": versions(),
+            "devices": {"accelerator": trainer.accelerator.name(), "count": trainer.world_size},
+        }
+        write_numbered(self.folder / "config.yaml", self.text)
+        write_numbered(self.folder / "run.json", json.dumps(record, indent=2) + "\n")
+        for logger in trainer.loggers:
+            logger.log_hyperparams(self.config)
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of what is installed of the packages that matter."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def git_state(folder: Path) -> dict[str, Any] | None:
+    """The commit, and whether files differ from it; None if the folder is no git checkout."""
+    if not (folder / ".git").exists():
+        return None
+    try:
+        commit = _git(folder, "rev-parse", "--verify", "--quiet", "HEAD")
+        return {"commit": commit or None, "dirty": bool(_git(folder, "status", "--porcelain"))}
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    call = ["git", "-C", str(folder), *arguments]
+    result = subprocess.run(call, capture_output=True, text=True, timeout=20, check=False)
+    return result.stdout.strip()
+
+
+def write_numbered(path: Path, text: str) -> None:
+    """Writes a file; one that is there is kept, as name.1.suffix, name.2.suffix and so on."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.exists():
+        path.rename(_unused(path.with_suffix(""), path.suffix))
+    path.write_text(text, encoding="utf-8")
+
+
+def set_aside(run: Path) -> None:
+    """Moves an earlier training out of the way of one that starts anew, and says so."""
+    if not any((run / CHECKPOINTS).glob("*.ckpt")):
+        return
+    place = _unused(run / "earlier")
+    place.mkdir(parents=True)
+    for pattern in (CHECKPOINTS, "config*.yaml", "run*.json", "metrics"):
+        for path in run.glob(pattern):
+            path.rename(place / path.name)
+    rank_zero_info(
+        f"{run} held a training: moved to {place}. To go on with that one: "
+        f"--ckpt_path {place / CHECKPOINTS / 'last.ckpt'}"
+    )
+
+
+def _unused(stem: Path, suffix: str = "") -> Path:
+    number = 1
+    while (path := stem.with_name(f"{stem.name}.{number}{suffix}")).exists():
+        number += 1
+    return path

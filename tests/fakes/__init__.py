@@ -1,0 +1,1 @@
+"""Writers of small fake data in the real on-disk formats."""
