@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from jaxtyping import Float
+from PIL import Image, ImageOps, UnidentifiedImageError
 from pytorch_lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
-from torchvision.io import ImageReadMode, decode_image
 
 from core.contracts import FaceBatch
 from core.crop import face_crop, five_point_crop, transform_points, warp
@@ -163,9 +163,11 @@ class _Reader:
 
     def photo(self, file: Path) -> Iterator[tuple[str, Tensor, Tensor]]:
         try:
-            image = decode_image(str(file), mode=ImageReadMode.RGB, apply_exif_orientation=True) / 255
-        except RuntimeError as error:
-            return self.skip(file.name, f"not a readable image ({str(error).splitlines()[0]})")
+            with Image.open(file) as picture:
+                upright = np.array(ImageOps.exif_transpose(picture).convert("RGB"))
+        except (OSError, UnidentifiedImageError, ValueError) as error:
+            return self.skip(file.name, f"not a readable image ({error})")
+        image = torch.from_numpy(upright).permute(2, 0, 1) / 255
         given = self.photos.landmarks if self.photos.path.is_file() else None
         known = given or _beside(file)
         if known is None:

@@ -119,7 +119,7 @@ def _layers(head: Head) -> _Layers:
 
     mouth = head.smooth(flesh * head.region("mouth_interior"), 1.0) * flesh
     left = flesh - mouth
-    lips = left * front * smoothstep(head.outline_distance, 0.8, -0.8)
+    lips = left * front * smoothstep(head.outline_distance, 1.3, -1.1)
     left = left - lips
     brows = left * _brows(head, 1.0)
     left = left - brows
@@ -208,7 +208,7 @@ def _pigments(head: Head, layers: _Layers) -> Float[np.ndarray, "m n 3"]:
     axes = (
         (whole + 0.06 * layers.sclera, MELANIN),
         (blood, HAEMOGLOBIN),
-        (blood, (0.003, 0.001, -0.011)),  # yellow against blue undertone
+        (blood, (0.003, 0.001, -0.009)),  # yellow against blue undertone
         (layers.lips, (0.020, -0.026, -0.018)),
         (layers.lips, (0.035, 0.030, 0.030)),
         (layers.brows, (0.085, 0.070, 0.052)),

@@ -13,7 +13,7 @@ other.
 
 import numpy as np
 from jaxtyping import Float
-from scipy.interpolate import PchipInterpolator
+from scipy.interpolate import CubicSpline
 
 from core.face_models.anatomy import (
     EYE_LANDMARKS,
@@ -57,9 +57,9 @@ Move = dict[str, tuple[Number, Number, Number]]
 MOVES: dict[str, Move] = {
     "mouthSmileLeft": {
         "54": (6.2, 7.0, -5.5), "64": (6.0, 6.8, -5.4), "53": (4.8, 4.4, -4.2),
-        "55": (4.4, 4.8, -3.8), "52": (1.8, 1.6, -1.8), "56": (1.6, 2.0, -1.6),
-        "63": (3.0, 2.8, -2.8), "65": (2.8, 3.0, -2.4), "51": (0.3, 0.6, -0.6),
-        "57": (0.2, 0.8, -0.5), "62": (0.3, 0.7, -0.6), "66": (0.3, 0.7, -0.6),
+        "55": (4.4, 4.8, -3.8), "52": (1.8, 2.4, -1.8), "56": (1.6, 2.6, -1.6),
+        "63": (3.0, 3.2, -2.8), "65": (2.8, 3.4, -2.4), "51": (0.3, 1.3, -0.7),
+        "57": (0.2, 1.4, -0.6), "62": (0.3, 1.4, -0.7), "66": (0.3, 1.4, -0.7),
         "nasolabial": (2.8, 3.6, 0.5), "cheek": (1.6, 3.6, 2.4), "apple": (0.8, 2.6, 2.2),
         "buccal": (4.0, 4.0, -1.2), "masseter": (2.0, 1.6, 0.8), "mental": (1.6, 1.8, -0.8),
         "35": (1.2, 0.8, -0.2), "tear": (0.0, 0.8, 0.6),
@@ -117,16 +117,19 @@ MOVES: dict[str, Move] = {
         "30": (0, 0.3, 0), "33": (0, 0.5, 0),
     },
     "browDownLeft": {
+        "42": (0, 0, 0), "43": (0, -0.8, 0), "44": (0, -0.7, 0), "45": (0, 0, 0),
         "22": (-2.5, -4.8, 1.8), "23": (-2.8, -5.2, 2), "24": (-2, -4.2, 2),
         "25": (-1.2, -2.8, 1.2), "26": (-0.5, -1.2, 0.5), "forehead": (-0.8, -2.5, 0.5),
         "temple": (0, -1, 0.2), "glabella": (-0.6, -2.5, 1.5),
     },
     "browOuterUpLeft": {
+        "42": (0, 0, 0), "43": (0, 0.4, 0), "44": (0, 0.8, 0), "45": (0, 0.3, 0),
         "26": (0.7, 4.8, -1.6), "25": (0.9, 6.7, -1.8), "24": (0.7, 5.8, -1.4),
         "23": (0.2, 3, -0.5), "22": (0, 0.7, 0), "temple": (0.5, 3.9, -1.4),
         "forehead": (0, 1.4, 0),
     },
     "browInnerUp": {
+        "42": (0, 0, 0), "43": (0, 0.6, 0), "44": (0, 0.3, 0), "45": (0, 0, 0),
         "22": (-0.5, 6.2, 0.2), "23": (0, 5.8, 0), "24": (0, 2.8, -0.2), "25": (0, 0.8, 0),
         "forehead": (0, 3.5, -0.2), "glabella": (0, 4.2, 0.2),
     },
@@ -205,7 +208,7 @@ OPENING = (
 LIDS: dict[str, tuple[float, float]] = {
     "eyeBlinkLeft": (0.94, 0.12),
     "eyeWideLeft": (-0.26, -0.10),
-    "eyeSquintLeft": (0.16, 0.34),
+    "eyeSquintLeft": (0.12, 0.28),
 }
 """How far the upper lid comes down and the lower one up, of the opening between them."""
 GAZE: dict[str, tuple[float, float, float]] = {
@@ -334,7 +337,7 @@ def expression_shapes(head: Head) -> tuple[Float[np.ndarray, "k n 3"], list[str]
         shapes[name] = slide_lids(head, 1, down, up)
     for name, (turn_up, turn_out, down) in GAZE.items():
         shapes[name] = slide_lids(head, 1, down, -0.3 * down) + _gaze(head, turn_up, turn_out)
-    shapes["eyeSquintLeft"] += 0.6 * shapes["cheekSquintLeft"] + 0.15 * shapes["browDownLeft"]
+    shapes["eyeSquintLeft"] += 0.4 * shapes["cheekSquintLeft"] + 0.15 * shapes["browDownLeft"]
     for name in list(shapes):
         if not name.startswith("eyeLook"):
             shapes[name][head.is_eyeball] = 0
@@ -446,22 +449,26 @@ def _gaze(head: Head, up: float, out: float) -> Float[np.ndarray, "n 3"]:
 def slide_lids(head: Head, side: int, down: float, up: float) -> Float[np.ndarray, "n 3"]:
     """The upper lid slid down and the lower one up over the eyeball.
 
-    ``down`` and ``up`` are parts of the opening between the lids.
-        Every vertex turns about the eyeball's centre in its own sagittal plane; the turn fades over
-    ``LID_REACH`` from the margin of its lid.
+    ``down`` and ``up`` are parts of the opening between the lids. Every vertex turns about the
+    eyeball's centre in its own sagittal plane; the turn fades over ``LID_REACH`` from the margin of
+    its lid.
     """
     eye = head.eyeballs[side]
-    outer, *rest = head.landmarks[list(EYE_LANDMARKS[side])] - eye.centre
-    upper, inner, lower = rest[:2], rest[2], rest[3:]
     offset = head.mean - eye.centre
     angle = np.arctan2(offset[:, 1], offset[:, 2])
+    corners = head.landmarks[list(EYE_LANDMARKS[side])] - eye.centre
+    loop = np.concatenate([corners, corners[:1]])  # outer corner, upper lid, inner one, lower lid
+    at = np.concatenate([[0], np.cumsum(np.linalg.norm(np.diff(loop, axis=0), axis=1))])
+    outline = CubicSpline(at, loop, bc_type="periodic")
     margins = []
-    for lid in (upper, lower):
-        points = np.array(sorted([outer, *lid, inner], key=lambda point: point[0]))
-        margin = PchipInterpolator(points[:, 0], np.arctan2(points[:, 1], points[:, 2]))
-        margins.append(margin(np.clip(offset[:, 0], points[0, 0], points[-1, 0])))
+    for begin, end in ((at[0], at[3]), (at[3], at[6])):
+        lid = outline(np.linspace(begin, end, 60))
+        lid = lid[np.argsort(lid[:, 0])]
+        margins.append(np.interp(offset[:, 0], lid[:, 0], np.arctan2(lid[:, 1], lid[:, 2])))
     top, bottom = margins
-    opening = np.maximum(top - bottom, 0)
+    low, high = sorted(corners[[0, 3], 0])
+    outside = np.maximum(low - offset[:, 0], offset[:, 0] - high)
+    opening = np.maximum(top - bottom, 0) * smoothstep(outside, 1.5, 0)
     is_upper = angle > 0.5 * (top + bottom)
     beyond = np.where(is_upper, angle - top, bottom - angle) * eye.radius
     distance = np.linalg.norm(offset, axis=1)

@@ -33,6 +33,7 @@ LIPS_LOWER = {57: (0.0, -46.2), 56: (7.5, -45.7), 55: (16.5, -43.0), 54: (25.8, 
 # Jaw: points (x, y, z) whose directions from the centre count.
 JAW = {8: (0, -82.5, 80), 9: (16, -81.5, 73), 10: (31, -75.5, 55), 11: (43, -66, 38), 12: (51.5, -52, 22),
        13: (58.5, -33, 12), 14: (65, -13, 6), 15: (69, 8, 3), 16: (70.5, 29, 2)}  # fmt: skip
+HAIRLINE = [(0, 101, 73), (30, 97, 65), (50, 83, 50), (60, 64, 38), (67, 45, 14), (70.5, 29, 2)]
 _MOUTH_GAP = 1.6  # mm between the lips' edges while meshing, so that they are distinct directions
 _MOUTH_LINE = [(0.0, -36.9), (6.0, -36.3), (12.0, -36.4), (18.0, -36.5), (23.4, -36.6)]
 _ROWS = 8  # rows of the mouth's inside between the upper and the lower lip's edge
@@ -100,7 +101,7 @@ def _edge_length(points: np.ndarray) -> np.ndarray:
 
 
 def _curve(
-    nodes: list[tuple[float, ...]], finer: float = 1.0, closed: bool = False
+    nodes: list[surface.Node], finer: float = 1.0
 ) -> tuple[np.ndarray, list[int]]:
     """Points along a spline through nodes (k, 2 or 3), about an edge length apart, and where the nodes are."""
     path = np.array(nodes, float)
@@ -117,7 +118,7 @@ def _curve(
     where.append(sum(len(o) for o in out))
     out.append(path[-1:])
     points = np.concatenate(out)
-    return (points[:-1], where[:-1]) if closed else (points, where)
+    return points, where
 
 
 def _beside(path: np.ndarray, gap: float, closed: bool = False) -> np.ndarray:
@@ -128,6 +129,16 @@ def _beside(path: np.ndarray, gap: float, closed: bool = False) -> np.ndarray:
         along = np.gradient(path, axis=0)
     along /= np.linalg.norm(along, axis=1, keepdims=True)
     return path + gap * np.column_stack([along[:, 1], -along[:, 0]])
+
+
+def _hairline() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Directions along the hairline, forehead to ear, without its ends, and of rows above and below."""
+    points, _ = _curve(HAIRLINE, 0.7)
+    points = surface.skin(_directions(points))
+    along = np.gradient(points, axis=0)
+    up = np.cross(along, points - surface.CENTRE)
+    up *= np.sign(up[0, 1]) / np.linalg.norm(up, axis=1, keepdims=True)
+    return tuple(_directions(points + gap * up)[1:-1] for gap in (0.0, 4.0, -4.0))
 
 
 def _eye_outline() -> tuple[np.ndarray, dict[int, int]]:
@@ -245,6 +256,8 @@ def _half_skin() -> _Part:
     add("rim_eye", _lift(_beside(outline, 1.6, closed=True)))
     add("rim_up", _lift(_beside(border_up, -1.6)[1:-1]))
     add("rim_low", _lift(_beside(border_low, 1.6)[1:-1]))
+    for name, ring in zip(("hairline", "hair", "brow_skin"), _hairline(), strict=True):
+        add(name, ring)
     single = {k: np.array([xy]) for k, xy in (BROW | {k: NOSTRILS[k] for k in (34, 35)}).items()}
     for k, xy in single.items():
         add(f"mark{k}", _lift(xy))
@@ -539,14 +552,9 @@ def _regions(p: np.ndarray, d: np.ndarray, names: dict[str, np.ndarray]) -> dict
     lips = _inside(ring, q)
     lips[np.concatenate([up, low])] = True
     # The face: jaw line, in front of the ear, temple, hair line.
-    edge = [JAW[k] for k in range(8, 17)] + [
-        (68, 45, 12),
-        (61, 65, 36),
-        (50, 84, 50),
-        (30, 97, 66),
-        (0, 101, 73),
-    ]
-    face_ring = _flatten(_directions(np.array(edge, float)))
+    edge = [JAW[k] for k in range(8, 17)]
+    edge = np.concatenate([_directions(np.array(edge, float)), d[names["hairline"]][::-1]])
+    face_ring = _flatten(np.concatenate([edge, _directions(np.array(HAIRLINE[:1], float))]))
     face_ring[:, 0] += np.where(face_ring[:, 0] > 1e-9, 1e-4, 0)
     face = _inside(
         np.concatenate([face_ring, [[-0.1, face_ring[-1, 1]], [-0.1, face_ring[0, 1]]]]), q
@@ -584,7 +592,10 @@ def _regions(p: np.ndarray, d: np.ndarray, names: dict[str, np.ndarray]) -> dict
     )
     ring = _flatten(_lift(nose))
     ring = np.concatenate([ring, [[-0.1, ring[-1, 1]], [-0.1, ring[0, 1]]]])
-    scalp = ~face & (((y > 60) | ((z < -5) & (y > -25))) & ~((y < 40) & (z > -5)))
+    face[names["hairline"]] = False
+    nape = np.interp(z, [-75, -45, -18, -6], [-42, -25, 15, 30])
+    scalp = ~face & (y > nape) & ((z < 2) | (y > 30))
+    scalp[names["hairline"]] = True
     neck = ~face & ~scalp & ((y < -70) | ((z < 0) & (y < -25)))
     return {
         "face": face,
@@ -788,7 +799,7 @@ def _ear() -> _Part:
     back = np.concatenate(
         [[0], np.tile(np.clip(-forward + 0.6, 0, 1), len(rings) - 1)]
     )  # not in front
-    lobe = _step(ab[:, 1], -13, -21)
+    lobe = _step(ab[:, 1], -13.0, -21.0)
     relief = 4.2 * _bump(s, 0.93, 0.09) * (1 - lobe) * np.maximum(back, 0.35)  # helix
     relief -= 2.0 * _bump(s, 0.77, 0.10) * (1 - lobe) * back  # scapha
     relief += 3.0 * _bump(s, 0.60, 0.13) * (1 - 0.7 * lobe) * back  # antihelix

@@ -21,6 +21,8 @@ import numpy as np
 from scipy.interpolate import CubicSpline, RBFInterpolator
 
 CENTRE = np.array([0.0, 15.0, 5.0])
+Node = tuple[int | float, ...]
+Nodes = tuple[Node, ...]
 
 # The base: head without nose, lips and eyes. Midline (x = 0) first, then rings from crown to neck.
 _BASE = np.array(
@@ -211,8 +213,8 @@ def _distance(points: np.ndarray, above_base: np.ndarray) -> np.ndarray:
     nose = _join(nose, _tube(p, _NOSE_WING), 5.0)
     nose = _join(nose, _tube(p, _COLUMELLA), 3.0)
     d = _join(d, nose, 8.0)
-    d = _join(d, _ellipsoid(p, (11.6, -7.6, 94.0), (5.4, 7.0, 9.5), -16), 4.0)
-    d = _cut(d, _ellipsoid(p, (6.2, -14.5, 99.0), (2.9, 5.4, 5.6), -14), 1.5)
+    d = _join(d, _ellipsoid(p, (11.6, -7.6, 94.0), (5.4, 7.0, 9.5), -16.0), 4.0)
+    d = _cut(d, _ellipsoid(p, (6.2, -14.5, 99.0), (2.9, 5.4, 5.6), -14.0), 1.5)
     # Lips.
     d = _join(d, _tube(p, _UPPER_LIP), 5.0)
     d = _join(d, _tube(p, _LOWER_LIP), 5.0)
@@ -232,7 +234,7 @@ def _cut(a: np.ndarray, b: np.ndarray, width: float) -> np.ndarray:
 
 
 @cache
-def _path(nodes: tuple[tuple[float, ...], ...], pieces: int) -> np.ndarray:
+def _path(nodes: Nodes, pieces: int) -> np.ndarray:
     """A tube's nodes splined to (pieces + 1, 4). At x = 0 only x changes: no crease on the midline."""
     table = np.array(nodes)
     if len(table) == 2:
@@ -244,7 +246,7 @@ def _path(nodes: tuple[tuple[float, ...], ...], pieces: int) -> np.ndarray:
     return spline(np.linspace(0, len(table) - 1, pieces + 1))
 
 
-def _tube(points: np.ndarray, nodes: tuple[tuple[float, ...], ...], pieces: int = 16) -> np.ndarray:
+def _tube(points: np.ndarray, nodes: Nodes, pieces: int = 16) -> np.ndarray:
     """Signed distance to a splined tube of varying radius; points (m, 3)."""
     path = _path(nodes, pieces)
     a, along = path[:-1, :3], np.diff(path[:, :3], axis=0)
@@ -259,7 +261,7 @@ def _tube(points: np.ndarray, nodes: tuple[tuple[float, ...], ...], pieces: int 
 
 
 def _ellipsoid(
-    points: np.ndarray, centre: tuple[float, ...], radii: tuple[float, ...], turn: float = 0.0
+    points: np.ndarray, centre: Node, radii: Node, turn: float
 ) -> np.ndarray:
     """Signed distance, about, to an ellipsoid turned by ``turn`` degrees about y (its front goes outwards)."""
     c, s = np.cos(np.deg2rad(turn)), np.sin(np.deg2rad(turn))

@@ -76,7 +76,7 @@ def _cache_file() -> Path:
 def _read(path: Path) -> dict[str, np.ndarray] | None:
     """The cached arrays, or None where there are none that can be read."""
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             return {key: file[key] for key in file.files}
     except Exception:  # a damaged file may fail in any way (zip, zlib, header); it is built anew
         return None

@@ -355,7 +355,11 @@ def _draw_backward(first, last, clip, triangles, index, grad_barycentric, grad_c
                     continue
                 u, v = area_a / total, area_b / total
                 mean = grad_u * u + grad_v * v
-                grad_a, grad_b, grad_c = (grad_u - mean) / total, (grad_v - mean) / total, -mean / total
+                grad_a, grad_b, grad_c = (
+                    (grad_u - mean) / total,
+                    (grad_v - mean) / total,
+                    -mean / total,
+                )
                 gxa, gya = grad_c * yb - grad_b * yc, grad_b * xc - grad_c * xb
                 gxb, gyb = grad_a * yc - grad_c * ya, grad_c * xa - grad_a * xc
                 gxc, gyc = grad_b * ya - grad_a * yb, grad_a * xb - grad_b * xa

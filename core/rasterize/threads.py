@@ -8,7 +8,9 @@ from functools import cache
 import torch
 
 
-def over_images(kernel: Callable[..., int], count: int, *arguments: object, threads: int = 0) -> int:
+def over_images(
+    kernel: Callable[..., int], count: int, *arguments: object, threads: int = 0
+) -> int:
     """The sum of kernel(first, last, *arguments) over ranges that cover the images 0 .. count - 1.
 
     The kernel must release the GIL, and write and accumulate per image only: then the result does

@@ -1,0 +1,130 @@
+"""The reference backend: brute force in float64, slow and obvious; the others are measured by it."""
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from core.rasterize.fragments import Fragments
+
+SUBPIXELS = 16
+
+
+def rasterize(
+    clip: Float[Tensor, "b n 4"],
+    triangles: Int[Tensor, "t 3"],
+    size: tuple[int, int],
+    subpixels: int | None = SUBPIXELS,
+) -> Fragments:
+    """``core.rasterize.rasterize`` of CPU tensors, every triangle against every pixel.
+
+    Args:
+        clip: float32 or float64; the result has its dtype.
+        triangles: in range.
+        size: height, width.
+        subpixels: vertices are snapped to so many steps per pixel, None = not at all.
+    """
+    corners = triangles.long()
+    drawn = [
+        _draw(positions, corners.numpy(), size, subpixels)
+        for positions in clip.detach().double().numpy()
+    ]
+    index = torch.from_numpy(np.stack(drawn)) if drawn else torch.empty(0, *size, dtype=torch.int64)
+    u, v, depth = _shade(clip.double(), corners, index)
+    barycentric = torch.stack([u, v], -1)
+    return Fragments(barycentric.to(clip.dtype), depth.detach().to(clip.dtype), index)
+
+
+def _draw(
+    clip: np.ndarray, triangles: np.ndarray, size: tuple[int, int], subpixels: int | None
+) -> np.ndarray:
+    """The index of the visible triangle of each pixel of one image, -1 = background."""
+    index, nearest = np.full(size, -1), np.full(size, np.inf)
+    for triangle, corners in enumerate(triangles):
+        position = clip[corners]
+        if not np.isfinite(position).all():
+            continue
+        if (position[:, 3] > 0).all():
+            inside, z = _cover(position, size, subpixels)
+        else:
+            inside, z = _cover_homogeneous(position, size)
+        with np.errstate(invalid="ignore"):
+            visible = inside & (abs(z) <= 1) & (z <= nearest)
+        index[visible], nearest[visible] = triangle, z[visible]
+    return index
+
+
+def _cover(
+    position: np.ndarray, size: tuple[int, int], subpixels: int | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Which pixel centres lie inside a triangle in front of the camera, and its depth there."""
+    height, width = size
+    steps = subpixels or 1
+    points = position[:, :2] / position[:, 3:] * np.array([width, height]) / 2 * steps
+    if subpixels:
+        points = np.rint(points)
+    z = position[:, 2] / position[:, 3]
+    x = (np.arange(width) + 0.5 - width / 2)[None, :] * steps
+    y = (np.arange(height) + 0.5 - height / 2)[:, None] * steps
+    (x0, y0), (x1, y1), (x2, y2) = points
+    area = (x1 - x0) * (y2 - y0) - (x2 - x0) * (y1 - y0)
+    inside, depth = np.full(size, area != 0), np.zeros(size)
+    for corner in range(3):
+        (xa, ya), (xb, yb) = points[corner - 2], points[corner - 1]  # the edge across the corner
+        if area < 0:
+            xa, ya, xb, yb = xb, yb, xa, ya
+        edge = (xb - xa) * (y - ya) - (yb - ya) * (x - xa)
+        owns = yb < ya or (yb == ya and xb > xa)
+        inside &= edge >= 0 if owns else edge > 0
+        depth += edge / (abs(area) or 1) * z[corner]
+    return inside, depth
+
+
+def _cover_homogeneous(
+    position: np.ndarray, size: tuple[int, int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """The same, not snapped, for a triangle of which a part may be behind the camera."""
+    height, width = size
+    x = ((np.arange(width) + 0.5) / width * 2 - 1)[None, :, None]
+    y = ((np.arange(height) + 0.5) / height * 2 - 1)[:, None, None]
+    px, py = position[:, 0] - x * position[:, 3], position[:, 1] - y * position[:, 3]
+    px, py = np.broadcast_arrays(px, py)
+    following, last = [1, 2, 0], [2, 0, 1]
+    areas = px[..., following] * py[..., last] - px[..., last] * py[..., following]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        weights = areas / areas.sum(-1, keepdims=True)
+        w = weights @ position[:, 3]
+        z = weights @ position[:, 2] / w
+        return (weights >= 0).all(-1) & (w > 0), z
+
+
+def _shade(
+    clip: Float[Tensor, "b n 4"], triangles: Int[Tensor, "t 3"], index: Int[Tensor, "b h w"]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """u, v and z / w from the unsnapped positions; plain torch, so that autograd differentiates it.
+
+    With x_i, y_i, w_i the corners' clip positions and (p, q) the pixel centre, the weights b_i with
+    sum b_i = 1 and sum b_i (x_i - p w_i) = sum b_i (y_i - q w_i) = 0 are perspective-correct.
+    """
+    _, height, width = index.shape
+    covered = index >= 0
+    image, row, column = covered.nonzero(as_tuple=True)
+    corners = clip[image[:, None], triangles[index[covered]]]
+    px = corners[..., 0] - ((2 * column + 1) / width - 1)[:, None] * corners[..., 3]
+    py = corners[..., 1] - ((2 * row + 1) / height - 1)[:, None] * corners[..., 3]
+    following, last = [1, 2, 0], [2, 0, 1]
+    areas = px[:, following] * py[:, last] - px[:, last] * py[:, following]
+    total = areas.sum(-1, keepdim=True)
+    weights = areas / torch.where(total == 0, torch.inf, total)
+    # a centre just outside the unsnapped triangle gets the nearest weights, with unchanged gradient
+    clamped = weights[:, :2].clamp(0, 1)
+    clamped = clamped / clamped.sum(-1, keepdim=True).clamp(min=1)
+    weights = weights[:, :2] + (clamped - weights[:, :2]).detach()
+    weights = torch.cat([weights, 1 - weights.sum(-1, keepdim=True)], -1)
+    z = (weights * corners[..., 2]).sum(-1) / (weights * corners[..., 3]).sum(-1)
+    background = clip.new_zeros(index.shape)
+    return (
+        background.masked_scatter(covered, weights[:, 0]),
+        background.masked_scatter(covered, weights[:, 1]),
+        background.masked_scatter(covered, z.clamp(-1, 1)),
+    )

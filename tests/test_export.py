@@ -1,0 +1,116 @@
+"""Export: what is written for each face, and that meshes, numbers and pictures agree with each other."""
+
+import json
+
+import av
+import numpy as np
+import pytest
+import torch
+import trimesh
+from PIL import Image
+from pytorch_lightning import Trainer
+
+from callbacks.export import LAMPS, Export, lamp
+from core.lighting import sh_basis
+from datamodules.photos import Photos
+from methods.cest import CEST
+from tests.fakes.face_model import write
+
+FIVE = np.array([[60.0, 60.0], [90.0, 61.0], [75.0, 82.0], [63.0, 98.0], [87.0, 99.0]])
+
+
+@pytest.fixture
+def export(tmp_path):
+    """Predicts photos of the given names; returns the output folder."""
+
+    def run(names=("a",), **options):
+        photos = tmp_path / "photos"
+        photos.mkdir()
+        for k, name in enumerate(names):
+            rng = np.random.default_rng(k)
+            pixels = rng.integers(0, 256, (150, 160, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(photos / f"{name}.png")
+            np.savetxt(photos / f"{name}.txt", FIVE + k)
+        sizes = {"image_size": 48, "uv_size": 32, "width": 4, "reflectance_width": 4}
+        method = CEST(str(write(tmp_path / "model.npz")), **sizes)
+        with torch.no_grad():
+            method.f_viewpoint[-2].bias.copy_(torch.tensor([0.1, 0, -0.3, 0, 0.02, 0, 0]))
+            method.f_shape[-2].bias.fill_(0.5)
+        trainer = Trainer(
+            accelerator="cpu",
+            logger=False,
+            enable_progress_bar=False,
+            callbacks=[Export(tmp_path / "out", picture_size=64, **options)],
+        )
+        data = Photos(photos, image_size=48)
+        trainer.predict(method, data, return_predictions=False)
+        return tmp_path / "out"
+
+    return run
+
+
+def test_everything_is_written(export):
+    out = export(["a", "b"])
+    files = "face.obj face.mtl face.png face.glb face.json face.npz overlay.png landmarks.png "
+    files += "pictures.png albedo_map.png relit.png"
+    for name in ("a", "b"):
+        assert {path.name for path in (out / name).iterdir()} == set(files.split())
+
+
+def test_meshes_and_numbers_agree(export):
+    folder = export() / "a"
+    arrays = np.load(folder / "face.npz")
+    obj = trimesh.load(folder / "face.obj", process=False)
+    glb = trimesh.load(folder / "face.glb", process=False).geometry
+    np.testing.assert_allclose(obj.vertices, arrays["vertices"], atol=1e-4)  # millimetres
+    (mesh,) = glb.values()
+    np.testing.assert_allclose(mesh.vertices * 1000, arrays["vertices"], atol=1e-2)  # metres
+    assert obj.faces.tolist() == arrays["triangles"].tolist()
+    record = json.loads((folder / "face.json").read_text())
+    assert record["sample"] == "a"
+    # -0.3 about the model's y axis turns the nose to the image's left: yaw > 0
+    assert record["pose_degrees"]["yaw"] == pytest.approx(np.degrees(0.3), abs=1e-3)
+    camera = record["camera"]
+    seen = arrays["vertices"] @ np.array(camera["rotation"]).T * camera["scale"]
+    seen = seen[:, :2] + camera["translation"]
+    landmarks = np.array(record["landmarks_pixels"])
+    low, high = landmarks.min(0), landmarks.max(0)
+    assert (seen.min(0) <= low + 1e-3).all()
+    assert (seen.max(0) >= high - 1e-3).all()
+    assert (low > FIVE.min(0) - 70).all()  # in the photo's pixels, around the given points
+    assert (high < FIVE.max(0) + 70).all()
+    np.testing.assert_allclose(landmarks, arrays["landmarks"], atol=1e-3)
+
+
+def test_overlay_changes_the_photo_only_on_the_face(export, tmp_path):
+    out = export()
+    overlay = np.asarray(Image.open(out / "a/overlay.png")).astype(int)
+    original = np.asarray(Image.open(tmp_path / "photos/a.png")).astype(int)
+    assert overlay.shape == original.shape
+    changed = np.abs(overlay - original).max(-1) > 2
+    y, x = np.nonzero(changed)
+    centre = FIVE.mean(0)
+    assert changed[int(centre[1]) - 5 : int(centre[1]) + 5, int(centre[0]) - 5 : int(centre[0]) + 5].all()
+    assert np.abs([x.mean(), y.mean()] - centre).max() < 15
+    for corner in (changed[:9, :9], changed[:9, -9:], changed[-9:, :9]):
+        assert not corner.any()
+
+
+def test_film_of_all_overlays_and_meshes_of_some(export):
+    out = export(["f0", "f1", "f2", "f3"], video=True, meshes_every=2)
+    assert [(out / f"f{k}/face.glb").exists() for k in range(4)] == [True, False, True, False]
+    assert all((out / f"f{k}/overlay.png").exists() for k in range(4))
+    with av.open(str(out / "overlay.mp4")) as film:
+        frames = [frame.to_ndarray(format="rgb24") for frame in film.decode(video=0)]
+    assert len(frames) == 4
+    still = np.asarray(Image.open(out / "f1/overlay.png"))
+    assert np.abs(frames[1].astype(int) - still).mean() < 40
+
+
+@pytest.mark.parametrize("name", LAMPS)
+def test_a_lamp_lights_the_side_it_stands_on(name):
+    light = lamp(LAMPS[name], strength=0.7)
+    towards = torch.nn.functional.normalize(torch.tensor(LAMPS[name]), dim=0)
+    bright, dark = (sh_basis(n) @ light[:, 0] for n in (towards, towards * torch.tensor([-1, -1, 1.0])))
+    assert bright > 2 * dark.clamp(min=0)
+    assert 0.5 < bright < 2.5

@@ -1,0 +1,171 @@
+"""Photos and videos for prediction: where landmarks come from, what is skipped, and that crops are in register."""
+
+import os
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from core.crop import transform_points
+from core.detect import Detection, FaceDetector
+from core.errors import AssetNotFoundError, DataError
+from datamodules.photos import Photos
+
+SAMPLES = Path(os.environ.get("MONOFACE_SAMPLES", Path(__file__).parents[2] / "shared/samples"))
+needs_samples = pytest.mark.skipif(
+    not (SAMPLES / "photos").is_dir(), reason=f"no real samples in {SAMPLES}"
+)
+
+
+def spread_points(height: int, width: int) -> np.ndarray:
+    """68 points in the middle of an image."""
+    rng = np.random.default_rng(0)
+    return (0.3 + 0.4 * rng.random((68, 2))) * [width, height]
+
+
+FIVE = np.array([[40.0, 40.0], [60.0, 41.0], [50.0, 52.0], [42.0, 63.0], [58.0, 64.0]])
+
+
+def photo(path: Path, height: int = 100, width: int = 110) -> None:
+    rng = np.random.default_rng(1)
+    Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8)).save(path)
+
+
+def batches(**options) -> list:
+    photos = Photos(**{"image_size": 64, **options})
+    photos.setup("predict")
+    return list(photos.predict_dataloader())
+
+
+def test_landmarks_beside_the_photo_or_in_deep3d_folders(tmp_path):
+    for name in ("a", "b", "c"):
+        photo(tmp_path / f"{name}.png")
+    np.savetxt(tmp_path / "a.txt", FIVE)
+    np.save(tmp_path / "b.npy", np.c_[spread_points(100, 110), np.ones(68)])
+    (tmp_path / "detections").mkdir()
+    np.savetxt(tmp_path / "detections" / "c.txt", FIVE, delimiter="\t")
+    (batch,) = batches(path=tmp_path)
+    assert batch["sample_ids"] == ["a", "b", "c"]
+    assert batch["images"].shape == (3, 1, 3, 64, 64)
+    assert batch["landmark_confidence"].sum(-1).flatten().tolist() == [0, 68, 0]
+    assert torch.isfinite(batch["landmarks"]).all()
+
+
+def test_crop_and_original_are_in_register(tmp_path):
+    """A white dot in the photo is in the crop where crop_to_image says."""
+    image = np.zeros((200, 240, 3), np.uint8)
+    points = spread_points(200, 240)
+    dot = np.round(points[30]).astype(int)
+    image[dot[1] - 2 : dot[1] + 3, dot[0] - 2 : dot[0] + 3] = 255
+    Image.fromarray(image).save(tmp_path / "a.png")
+    np.savetxt(tmp_path / "a.txt", points)
+    (batch,) = batches(path=tmp_path)
+    crop = batch["images"][0, 0].mean(0)
+    y, x = torch.meshgrid(*[torch.arange(64) + 0.5] * 2, indexing="ij")
+    found = torch.stack([(x * crop).sum(), (y * crop).sum()]) / crop.sum()
+    back = transform_points(batch["crop_to_image"][0, 0], found[None])[0]
+    np.testing.assert_allclose(back, dot + 0.5, atol=0.3)
+    np.testing.assert_allclose(
+        transform_points(batch["crop_to_image"][0, 0], batch["landmarks"][0, 0]), points, atol=1e-3
+    )
+
+
+def test_bad_files_are_skipped_counted_and_named(tmp_path, caplog):
+    photo(tmp_path / "good.jpg")
+    np.savetxt(tmp_path / "good.txt", FIVE)
+    (tmp_path / "truncated.jpg").write_bytes((tmp_path / "good.jpg").read_bytes()[:200])
+    (tmp_path / "empty.png").write_bytes(b"")
+    for name, points in (("nan", FIVE * np.nan), ("four", FIVE[:4])):
+        photo(tmp_path / f"{name}.png")
+        np.savetxt(tmp_path / f"{name}.txt", points)
+    photo(tmp_path / "words.png")
+    (tmp_path / "words.txt").write_text("no numbers here")
+    (batch,) = batches(path=tmp_path)
+    assert batch["sample_ids"] == ["good"]
+    for name in ("truncated", "empty", "nan", "four", "words"):
+        assert f"skipped {name}" in caplog.text
+    assert "5 of 6 skipped" in caplog.text
+
+
+def test_nothing_usable_is_an_error(tmp_path):
+    (tmp_path / "a.jpg").write_bytes(b"not a picture")
+    with pytest.raises(DataError, match="no usable face"):
+        batches(path=tmp_path)
+
+
+@pytest.mark.parametrize("what", ["missing", "empty", "text"])
+def test_a_path_that_is_something_else(tmp_path, what):
+    path = tmp_path / what
+    if what == "empty":
+        path.mkdir()
+        (path / "notes.doc").touch()
+    elif what == "text":
+        path = path.with_suffix(".txt")
+        path.touch()
+    wanted = {"missing": "not found", "empty": "notes|doc", "text": "neither a photo nor a video"}
+    with pytest.raises((AssetNotFoundError, DataError), match=wanted[what]):
+        batches(path=path)
+
+
+def test_a_video_with_landmarks(tmp_path, caplog):
+    frames, size = 6, 96
+    with av.open(str(tmp_path / "talk.mp4"), "w") as container:
+        stream = container.add_stream("mpeg4", rate=25)
+        stream.width = stream.height = size
+        for level in range(frames):
+            frame = av.VideoFrame.from_ndarray(np.full((size, size, 3), 40 * level, np.uint8))
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    landmarks = np.stack([spread_points(size, size)] * frames)
+    valid = np.ones(frames, bool)
+    valid[2] = False
+    np.savez(tmp_path / "talk.npz", landmarks=landmarks, valid=valid)
+    found = batches(path=tmp_path / "talk.mp4", batch_size=4)
+    names = [name for batch in found for name in batch["sample_ids"]]
+    assert names == [f"talk_{k:06d}" for k in (0, 1, 3, 4, 5)]
+    levels = [image.mean().item() * 255 for batch in found for image in batch["originals"]]
+    np.testing.assert_allclose(levels, [0, 40, 120, 160, 200], atol=4)
+    assert "skipped talk_000002" in caplog.text
+
+
+def test_detector_is_asked_when_no_landmarks_are_given(tmp_path, monkeypatch):
+    photo(tmp_path / "two.png")
+    points = torch.from_numpy(spread_points(100, 110)).float()
+
+    class TwoFaces:
+        def __init__(self, pack: str) -> None:
+            assert pack == "my_pack"
+
+        def __call__(self, image):
+            assert image.shape == (3, 100, 110)
+            return [Detection(points, 0.9), Detection(points / 2, 0.8)]
+
+    monkeypatch.setattr("datamodules.photos.FaceDetector", TwoFaces)
+    (batch,) = batches(path=tmp_path, detector="my_pack")
+    assert batch["sample_ids"] == ["two", "two_face2"]
+
+
+def test_a_missing_detector_says_which_file_to_place_where(tmp_path, monkeypatch):
+    def offline(*_, **__):
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr("insightface.app.FaceAnalysis.__init__", offline)
+    monkeypatch.setattr("core.detect.ROOT", tmp_path)
+    with pytest.raises(AssetNotFoundError) as caught:
+        FaceDetector()
+    for part in ("det_10g.onnx", "1k3d68.onnx", str(tmp_path / "models/buffalo_l"), "non-commercial"):
+        assert part in str(caught.value)
+
+
+@needs_samples
+def test_real_photos_and_clip():
+    (batch,) = batches(path=SAMPLES / "photos")
+    assert len(batch["sample_ids"]) == 4
+    clip = batches(path=SAMPLES / "clip/clip.mp4", every=10)
+    landmarks = torch.cat([batch["landmarks"] for batch in clip])
+    assert len(landmarks) >= 4
+    inside = ((landmarks > 0) & (landmarks < 64)).float().mean()
+    assert inside > 0.99
