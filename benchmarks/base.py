@@ -82,8 +82,8 @@ class Results:
         protocol: what was measured on which data, so that the figures can be read without the code.
         metrics: in the order of the table.
         images: how many were tried.
-        failures: names of the images of which a metric could not be computed, by what went wrong.
-            They are in no mean.
+        failures: names of the images of which a metric could not be computed, by what went wrong;
+            they are not in that metric's mean and n.
         run: what was scored: method, checkpoint, step, as far as the caller knows.
     """
 
@@ -158,7 +158,7 @@ class Results:
         parts = [
             f"{reason}: {len(names)} ({_few(names)})" for reason, names in self.failures.items()
         ]
-        return f"Failed, counted in no mean, of {self.images} images: {'; '.join(parts)}."
+        return f"Failures in {self.images} images, left out of the means: {'; '.join(parts)}."
 
 
 class Benchmark(ABC):

@@ -1,11 +1,12 @@
 """SyntheticFaces: unseen people of a synthetic set, against their known shape, pose and albedo."""
 
+import json
 import math
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -87,8 +88,8 @@ class SyntheticFaces(Benchmark):
 
     Each figure is the mean over images of an image's mean; std is the population's. The baseline
     "mean face" is the model's mean shape, frontal, of the size and place that the crop's convention
-    gives, with mean reflectance under ambient light. An image with which something goes wrong is
-    listed and in no mean.
+    gives, with mean reflectance under ambient light. An image of which something cannot be
+    computed is listed, and is not in the mean of that.
 
     Meshes of another topology than the truth's are scored without shape and reflectance.
 
@@ -179,7 +180,8 @@ class SyntheticFaces(Benchmark):
         ]
         protocol = (
             f"{len(frames)} of {len(found)} detected frames of the {self.split} split (in "
-            f"{undetected} more the detector found no face), {self.image_size} x "
+            f"{undetected} more the detector found no face) of set "
+            f"{self._manifest().get('hash', 'without manifest')[:8]}, {self.image_size} x "
             f"{self.image_size} pixels, margin {self.crop_margin:g}. NME in % of sqrt(w h) of the "
             "true landmarks' box; pose relative to the line of sight; shape in mm between "
             "corresponding vertices of the region 'face'; reflectance on the visible texels; "
@@ -188,7 +190,12 @@ class SyntheticFaces(Benchmark):
         return Results(self.name, " ".join([protocol, *notes]), table, len(frames), dict(failures))
 
     def _frames(self) -> tuple[list[str], int]:
-        """The detected frames of the split, sorted, and the number of those without a detection."""
+        """The detected frames of the split, sorted, and the number of those without a detection.
+
+        Raises:
+            AssetNotFoundError: there is no such split.
+            DataError: a person has not as many frames as the set's manifest says.
+        """
         listing = self.root / "splits" / f"{self.split}.txt"
         if not listing.is_file():
             raise AssetNotFoundError(
@@ -196,13 +203,13 @@ class SyntheticFaces(Benchmark):
                 f"'{listing}'",
                 "Make the set with python -m datamodules.synthetic, or give its folder as root.",
             )
-        names, without = [], 0
+        wanted, names, without = self._frames_of_a_person(), [], 0
         for person in listing.read_text().split():
             images = sorted((self.root / "frames" / person).glob("*/*/*.*"))
-            if not images:
+            if not images or wanted not in (None, len(images)):
                 raise DataError(
-                    f"'{listing}' names {person}, but '{self.root / 'frames' / person}' holds no "
-                    "frame; make the set again"
+                    f"'{self.root / 'frames' / person}' holds {len(images)} frames, wanted "
+                    f"{wanted or 'some'}; make the set again: python -m datamodules.synthetic"
                 )
             for image in images:
                 name = image.relative_to(self.root / "frames").with_suffix("")
@@ -211,6 +218,15 @@ class SyntheticFaces(Benchmark):
                 else:
                     without += 1
         return names, without
+
+    def _manifest(self) -> dict[str, Any]:
+        path = self.root / "manifest.json"
+        manifest: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+        return manifest
+
+    def _frames_of_a_person(self) -> int | None:
+        settings = self._manifest().get("settings")
+        return math.prod(settings[k] for k in ("videos", "clips", "frames")) if settings else None
 
     def _subset(self, names: list[str]) -> list[str]:
         names = [name for name in names if int(name.rpartition("/")[2]) % self.every == 0]

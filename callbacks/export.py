@@ -168,9 +168,7 @@ def lamp(direction: tuple[float, float, float], strength: float) -> Float[Tensor
     return (light / _irradiance(light[:, None]) * strength)[:, None].expand(9, 3)
 
 
-def in_original(
-    face: Reconstruction, frame: FaceBatch
-) -> tuple[Camera, Float[Tensor, "b v 68 2"]]:
+def in_original(face: Reconstruction, frame: FaceBatch) -> tuple[Camera, Float[Tensor, "b v 68 2"]]:
     """Camera and landmarks in pixels of the image that the face was cropped from."""
     if "crop_to_image" not in frame:
         return face.camera, face.landmarks

@@ -120,7 +120,7 @@ def reconstruction_sheet(
     pictures = face_pictures(replace(face, camera=resized(face.camera, factor)), size)
     shown = large
     if landmarks:
-        shown = draw_landmarks(large, face.landmarks * factor, radius=max(0.8, size / 160))
+        shown = draw_landmarks(large, face.landmarks * factor, radius=max(0.8, size / 130))
     columns = [
         shown,
         composite(pictures.lit, pictures.mask, large),

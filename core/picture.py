@@ -31,8 +31,8 @@ INK = (40, 40, 40)  # of labels, 0..255
 CLAY = (0.80, 0.80, 0.82)  # the colour of a shape without texture
 KEY_LIGHT = (-0.45, -0.55, -0.70)  # where the lamp of shape pictures stands, camera frame
 KEY, FILL = 0.75, 0.30  # strengths of that lamp, and of one beside the camera
+GREY = 0.6  # reflectance of light pictures: as bright as the image, and not soon saturated
 GREEN = (0.15, 0.95, 0.35)
-RED = (1.0, 0.25, 0.2)
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class FacePictures:
         lit: albedo under the estimated light.
         shape: grey, under a fixed lamp.
         albedo: reflectance alone.
-        light: a white face under the estimated light.
+        light: a grey face under the estimated light.
     """
 
     mask: Float[Tensor, "b v 1 h w"]
@@ -100,9 +100,9 @@ def albedo_picture(
 
 
 def light_picture(surface: Surface, light: Float[Tensor, "b v 9 c"]) -> Float[Tensor, "b v 3 h w"]:
-    """A face of reflectance 1 under the estimated light; black outside."""
-    irradiance = shade(surface.normals, light).clamp(0, 1)
-    return irradiance.expand_as(surface.normals) * surface.mask
+    """A grey face, of skin's mean reflectance, under the estimated light; black outside."""
+    lit = (GREY * shade(surface.normals, light)).clamp(0, 1)
+    return lit.expand_as(surface.normals) * surface.mask
 
 
 def illuminated_texture(face: Reconstruction) -> Float[Tensor, "b v 3 uh uw"]:

@@ -43,6 +43,7 @@ QUIET = (
     "exists and is not empty",  # the run's own folder, when it is resumed
     "is smaller than the logging interval",  # small data sets
     "LightningCLI's args parameter is intended",  # they are the command line's, merged
+    "callbacks used to create the checkpoint",  # evaluation needs none of the training's
     "LeafSpec.* is deprecated",  # torch's own pytree, seen through Lightning
     "'set_vital' is deprecated",  # torch's, called by torchdata
 )
@@ -74,6 +75,18 @@ def main(method: str, argv: list[str] | None = None) -> None:
             _run(getattr(import_module(module), name), module, argv)
         except MonofaceError as error:
             fail(error)
+        except RuntimeError as error:
+            if "loading state_dict" not in str(error):
+                raise
+            fail(_does_not_fit(error))
+
+
+def _does_not_fit(error: RuntimeError) -> MonofaceError:
+    detail = " ".join(str(error).splitlines()[1].split())
+    return MonofaceError(
+        f"the checkpoint does not fit the configured network: {detail.rstrip(' .')}. "
+        "Use the config of its run: --config <run>/config.yaml"
+    )
 
 
 def _run(method: type, module: str, argv: list[str]) -> None:

@@ -187,7 +187,7 @@ def find_config(name: str) -> Path:
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """ "; did you mean a or b?", or nothing."""
+    """Words to end a message with, "did you mean a or b?", or nothing."""
     close = difflib.get_close_matches(name, sorted(set(known)), n=3, cutoff=0.6)
     if close:  # the best, and what is nearly as good
         ratio = {other: difflib.SequenceMatcher(None, other, name).ratio() for other in close}

@@ -70,7 +70,7 @@ def compose(paths: list[Path], arguments: list[str], defaults: Tree) -> Config:
     sources.append(("command line", line))
     config = Config(tree, sources, notes)
     context = _merge(_merge(defaults, tree, "", []), line, "", [])
-    config.tree = _only(_resolve(context, config), tree)
+    config.tree = _only(_resolve(context, config), tree, line)
     _check_classes(config.tree, "", config)
     return config
 
@@ -148,7 +148,9 @@ def find_class(name: str, like: str = "") -> type | None:
 
 def subclasses(*bases: type) -> list[type]:
     """All imported classes below some."""
-    direct: list[type] = [child for base in bases for child in base.__subclasses__()]
+    direct: list[type] = []
+    for base in bases:
+        direct += type.__subclasses__(base)
     return [*direct, *(subclasses(*direct) if direct else [])]
 
 
@@ -185,9 +187,11 @@ def _set(node: Tree, like: Tree, keys: list[str], value: Any) -> None:
         return
     before = node.get(first)
     if rest:
+        inner = like.get(first)
+        if isinstance(inner, list):  # --trainer.callbacks.patience 3: of the last one
+            return
         if not isinstance(before, dict):
             before = node[first] = {} if before is None else {"class_path": before}
-        inner = like.get(first)
         _set(before, inner if isinstance(inner, dict) else {}, rest, value)
     elif isinstance(before, dict) and isinstance(value, str):
         before["class_path"] = value
@@ -258,11 +262,16 @@ def _has(tree: Any, key: list[str]) -> bool:
     return isinstance(tree.get("init_args"), dict) and _has(tree["init_args"], key)
 
 
-def _only(tree: Any, like: Any) -> Any:
-    """The part of a tree whose keys another one has."""
-    if isinstance(tree, dict) and isinstance(like, dict):
-        return {name: _only(tree[name], value) for name, value in like.items()}
-    return tree
+def _only(resolved: Any, like: Any, line: Any) -> Any:
+    """The resolved values of the files' keys, but for those that the command line gives itself."""
+    if not isinstance(resolved, dict) or not isinstance(like, dict):
+        return resolved
+    given = line if isinstance(line, dict) else {}
+    return {
+        name: _only(resolved[name], value, given.get(name))
+        for name, value in like.items()
+        if isinstance(value, dict) or name == "class_path" or name not in given
+    }
 
 
 def _check_classes(tree: Any, key: str, config: Config) -> None:

@@ -20,8 +20,16 @@ pytestmark = pytest.mark.filterwarnings(
 )
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """The tensors are tiny, and threads that wait for each other on a busy machine are slow."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def trainer(folder, steps: int, **settings) -> Trainer:
-    torch.set_num_threads(2)
     torch.manual_seed(0)
     return Trainer(
         accelerator="cpu",

@@ -276,9 +276,22 @@ def test_broken_files_are_counted_and_missing_ones_stop(root, tmp_path):
         benchmark.run(Oracle(copy, names=[]))
     for reason in ("unreadable png", "landmarks", "mask of"):
         assert reason in str(caught.value)
-    for path in (copy / "frames" / clip).iterdir():
+
+
+def test_the_number_of_frames_is_checked(root, tmp_path):
+    copy = truth.write(tmp_path / "set", identities=1)
+    benchmark = SyntheticFaces(copy, image_size=SIZE, progress=False)
+    settings = {"videos": 1, "clips": 1, "frames": 4}
+    manifest = copy / "manifest.json"
+    manifest.write_text(json.dumps({"hash": "0123456789ab", "settings": settings}))
+    assert "of set 01234567," in benchmark.run(Oracle(copy, names=NAMES[:3])).protocol
+    manifest.write_text(json.dumps({"settings": settings | {"frames": 5}}))
+    with pytest.raises(DataError, match="holds 4 frames, wanted 5"):
+        benchmark.run(Oracle(copy, names=[]))
+    manifest.unlink()
+    for path in (copy / "frames" / "id00000/video/clip").iterdir():
         path.unlink()
-    with pytest.raises(DataError, match="holds no frame"):
+    with pytest.raises(DataError, match="holds 0 frames, wanted some"):
         benchmark.run(Oracle(copy, names=[]))
     with pytest.raises(AssetNotFoundError, match="split 'val'"):
         SyntheticFaces(root, split="val").run(Oracle(root))

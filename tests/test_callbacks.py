@@ -22,7 +22,7 @@ from methods.resume import StepSeed
 from tests.fakes import truth
 from tests.fakes.method import FakeFaces, FakeMethod
 
-# torch's, called by torchdata: https://github.com/meta-pytorch/data/issues
+# torch's own, called by torchdata
 pytestmark = pytest.mark.filterwarnings("ignore:.*'set_vital' is deprecated")
 
 
@@ -107,7 +107,10 @@ def test_test_runs_several_benchmarks(tmp_path, capsys):
 
 def test_training_is_the_same_bit_for_bit_with_and_without_them(tmp_path):
     plain = fit(tmp_path / "plain")
-    callbacks = RunBenchmark(FakeBenchmark(), every_n_epochs=1), Visualize(every_n_steps=2)
+    callbacks = (
+        RunBenchmark(FakeBenchmark(), every_n_epochs=1),
+        Visualize(every_n_steps=2, faces=2, size=16),
+    )
     watched = fit(tmp_path / "watched", *callbacks)
     states = plain.state_dict(), watched.state_dict()
     assert states[0].keys() == states[1].keys()
@@ -150,9 +153,12 @@ def test_visualize_draws_the_same_validation_faces_every_few_steps(tmp_path):
     assert same > 0.3
 
 
+@pytest.mark.filterwarnings("ignore:.*but have no `val_dataloader`")
 def test_visualize_takes_a_training_batch_where_there_is_no_other(tmp_path):
     data = FakeFaces()
-    run = trainer(tmp_path, [Visualize(every_n_steps=100, faces=2, size=16)], max_steps=1)
+    run = trainer(
+        tmp_path, [Visualize(every_n_steps=100, faces=2, size=16)], max_steps=1, limit_val_batches=0
+    )
     run.fit(FakeMethod(), train_dataloaders=data.train_dataloader())
     (path,) = (tmp_path / "pictures").iterdir()
     assert path.name == "step_000001.png"

@@ -14,7 +14,7 @@ from core.losses import total
 from core.render import draw, render
 from core.rotation import rotation_from_euler
 from core.uv import bake, uv_grid
-from methods.cest import CEST, Encoder, ReflectanceNet, Weights, other_frames
+from methods.cest import CEST, Encoder, ReflectanceNet, Weights, annealed, other_frames
 from tests.fakes.face_model import face_model_arrays, write
 
 SIZE = 48
@@ -352,7 +352,7 @@ def test_one_batch_is_learned(make, face_model):
     """60 steps on one batch: every term of the data falls by more than half."""
     method = make(weights=dataclasses.replace(Weights(), landmark=50.0), width=8, lr=3e-3)
     batch, _ = clips(face_model)
-    optimizer = method.configure_optimizers()
+    optimizer = method.configure_optimizers()["optimizer"]
     history = []
     for _ in range(60):
         terms = method.terms(batch)
@@ -362,6 +362,16 @@ def test_one_batch_is_learned(make, face_model):
         optimizer.step()
     for name in ("photometric", "landmark"):
         assert history[-1][name] < 0.5 * history[0][name], name
+
+
+def test_learning_rate_rises_then_falls_to_zero_or_stays():
+    assert {annealed(step, None) for step in range(5)} == {1.0}
+    factors = [annealed(step, 1000) for step in range(1001)]
+    assert max(factors) > 0.98
+    assert factors[500] == pytest.approx(0.5)
+    assert factors[-1] == pytest.approx(0, abs=1e-9)
+    assert all(a < b for a, b in zip(factors[:40], factors[1:41], strict=True))
+    assert all(a >= b for a, b in zip(factors[60:], factors[61:], strict=False))
 
 
 def test_weights_have_the_names_of_the_terms(make, face_model):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import wandb
 import yaml
 
 from core.errors import AssetNotFoundError, MonofaceError
@@ -25,11 +26,19 @@ def write(path: Path, **settings) -> str:
     return str(path)
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """The tensors are tiny, and threads that wait for each other on a busy machine are slow."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture
 def base(tmp_path, monkeypatch):
     """A config of the fake method, in whose folder the test then works."""
     monkeypatch.chdir(tmp_path)
-    torch.set_num_threads(2)
     return write(
         tmp_path / "base.yaml",
         model={"lr": 0.01, "image_size": 8},
@@ -265,6 +274,19 @@ def test_reference_survives_a_class_switch_on_the_command_line(base, tmp_path, b
     assert run.datamodule.batch_size == 6
 
 
+def test_without_config_the_packaged_one_is_used(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    seen = []
+    monkeypatch.setattr("methods.cli.compose", lambda paths, *_: seen.append(paths) or stop())
+
+    def stop():
+        raise MonofaceError("enough")
+
+    with pytest.raises(SystemExit):
+        main("methods.cest.CEST", ["fit"])
+    assert seen == [[ROOT / "configs" / "cest.yaml"]]
+
+
 def test_lists_are_replaced_or_appended_to(base, tmp_path):
     paths = [tmp_path / f"{name}.yaml" for name in "abc"]
     write(paths[0], trainer={"callbacks": ["A", "B"]})
@@ -272,6 +294,23 @@ def test_lists_are_replaced_or_appended_to(base, tmp_path):
     write(paths[2], trainer={"callbacks": ["D"]})
     assert compose(paths[:2], [], {}).tree["trainer"]["callbacks"] == ["A", "B", "C"]
     assert compose(paths, [], {}).tree["trainer"]["callbacks"] == ["D"]
+
+
+def test_command_line_reaches_into_lists(base, tmp_path, built):
+    stopping = {
+        "class_path": "pytorch_lightning.callbacks.EarlyStopping",
+        "init_args": {"monitor": "val/loss"},
+    }
+    config = write(tmp_path / "stop.yaml", trainer={"callbacks": [stopping]})
+    run = built("--config", base, "--config", config, "--trainer.callbacks.patience=7")
+    assert run.trainer.early_stopping_callback.patience == 7
+    more = [
+        "--trainer.callbacks+=LearningRateMonitor",
+        "--trainer.callbacks.logging_interval=epoch",
+    ]
+    run = built("--config", base, "--config", config, *more)
+    assert run.trainer.early_stopping_callback.patience == 3
+    assert any(type(c).__name__ == "LearningRateMonitor" for c in run.trainer.callbacks)
 
 
 def test_command_line_is_parsed_by_type_not_by_yaml(base, built):
@@ -308,6 +347,7 @@ def test_run_is_recorded_with_any_logger(base, logger, monkeypatch):
     more = ["--trainer.logger=false"] if logger == "false" else ["--config", "configs/wandb.yaml"]
     for _ in range(2):
         main(METHOD, ["fit", "--config", base, *more])
+        wandb.finish()
     assert {p.name for p in Path("run").glob("*.*")} >= {"config.yaml", "run.json"}
     assert len(list(Path("run").glob("wandb/offline-run-*"))) == (2 if logger == "wandb" else 0)
     assert Path("run/metrics").exists() == (logger == "wandb")
@@ -360,3 +400,14 @@ def test_evaluation_and_prediction_from_a_checkpoint(base, monkeypatch, capsys):
     capsys.readouterr()
     main(METHOD, ["validate", "--config", base])
     assert "note: no --ckpt_path, so this is the untrained network" in capsys.readouterr().err
+
+
+def test_checkpoint_of_another_network_is_explained(base, capsys):
+    main(METHOD, ["fit", "--config", base])
+    with pytest.raises(SystemExit):
+        main(METHOD, ["test", "--config", base, "--model.image_size=6", "--ckpt_path=last"])
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith(
+        "error: the checkpoint does not fit the configured network: size mismatch"
+    )
+    assert "--config <run>/config.yaml" in line

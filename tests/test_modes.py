@@ -7,10 +7,13 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import trimesh
+from PIL import Image
 from scipy.spatial import Delaunay
 
+from core.face_models.__main__ import main
 from core.face_models.anatomy import Head, SurfaceSpline
 from core.face_models.modes import build_modes
+from core.face_models.sheet import COLUMNS, MODES, write_sheet
 
 FLIP = np.array([-1.0, 1.0, 1.0])
 # A rough face: the left half and the midline of the 68 landmarks, (x, y) in mm, by iBUG number.
@@ -339,3 +342,23 @@ def test_a_spline_passes_through_its_handles_and_respects_the_cut(arrays):
     closed = SurfaceSpline(head, handles, 20.0, closed=True)(np.array([1]), value[1:])[:, 0]
     for upper, lower in head.touching:
         assert closed[upper] == pytest.approx(closed[lower], abs=0.25)
+
+
+def test_the_sheet_shows_every_face(face_model, tmp_path):
+    write_sheet(face_model, tmp_path / "new" / "sheet.png", size=32, people=3)
+    sheet = np.asarray(Image.open(tmp_path / "new" / "sheet.png"))
+    # mean, -2 and +2 sigma of identity and albedo, expressions, people: one row each for this model
+    assert sheet.shape == (7 * 32, COLUMNS * 32, 3)
+    cells = sheet.reshape(7, 32, COLUMNS, 32, 3).swapaxes(1, 2).astype(float)
+    assert min(len(face_model.identity_basis), MODES) <= COLUMNS
+    drawn = cells[..., 8:24, :].std((2, 3, 4)) > 5
+    shown = [COLUMNS, COLUMNS, COLUMNS, COLUMNS, COLUMNS, len(face_model.expression_basis), 6]
+    assert drawn.sum(1).tolist() == shown
+    # the middle of the first face is skin, its top left corner under the label is not
+    assert cells[0, 0, 16, 16].mean() > cells[0, 0, 28, 1].mean()
+
+
+def test_the_command_line_names_what_it_wants(capsys):
+    with pytest.raises(SystemExit):
+        main(["sheet"])
+    assert "--out" in capsys.readouterr().err

@@ -9,6 +9,7 @@ from core.camera import WeakPerspectiveCamera, frontal
 from core.contracts import Reconstruction
 from core.lighting import AMBIENT
 from core.picture import (
+    GREY,
     composite,
     draw_landmarks,
     face_pictures,
@@ -64,9 +65,9 @@ def test_pictures_are_the_drawing_and_smooth_where_supersampled(face):
 
 def test_light_and_albedo_pictures_multiply_to_the_lit_one(face):
     pictures = face_pictures(face, SIZE, 1)
-    torch.testing.assert_close(pictures.albedo * pictures.light, pictures.lit)
+    torch.testing.assert_close(pictures.albedo * pictures.light, GREY * pictures.lit)
     inside = pictures.mask.expand_as(pictures.light) > 0
-    assert (pictures.light[inside] - IRRADIANCE).abs().max() < 1e-3
+    assert (pictures.light[inside] - GREY * IRRADIANCE).abs().max() < 1e-3
 
 
 def test_shape_picture_shows_the_lamp_at_the_upper_left():

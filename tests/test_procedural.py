@@ -1,5 +1,6 @@
 """The built-in head: sizes against published anthropometry, symmetry, topology, UV, cache."""
 
+import os
 import time
 
 import numpy as np
@@ -10,8 +11,8 @@ from core.face_models.head import build_head
 from core.face_models.model import FaceModel
 from core.landmarks import MIRROR
 
-# Means of North American White women and men, averaged (mm), and the difference allowed: about two standard
-# deviations of one sex. Farkas (1994, 2005); interpupillary distance, head length and breadth: ANSUR II (2014).
+# Means of North American White women and men, averaged (mm), and the difference allowed: at most
+# two standard deviations of one sex. Farkas (1994, 2005); pupils, head length, breadth: ANSUR II.
 DISTANCES = {
     "inner canthi": (39, 42, 32.5, 4.0),
     "outer canthi": (36, 45, 89.5, 5.0),
@@ -145,6 +146,17 @@ def test_triangles_look_outwards(head):
     assert (normals[back][:, 2] > 0).all()
 
 
+def _covering(corners, points):
+    """How many triangles (t, 3, 2), clockwise with v down, cover each point (m, 2)."""
+    within = np.ones((len(points), len(corners)), bool)
+    for k in range(3):
+        p, q = corners[:, k], corners[:, (k + 1) % 3]
+        side = (q - p)[:, 0] * (points[:, None, 1] - p[:, 1])
+        side -= (q - p)[:, 1] * (points[:, None, 0] - p[:, 0])
+        within &= side < 0
+    return within.sum(1)
+
+
 def test_uv_of_the_face_neither_folds_nor_leaves_the_map(head):
     assert head.uv.min() >= 0
     assert head.uv.max() <= 1
@@ -154,16 +166,13 @@ def test_uv_of_the_face_neither_folds_nor_leaves_the_map(head):
     doubled = (b - a)[:, 0] * (c - a)[:, 1] - (b - a)[:, 1] * (c - a)[:, 0]
     assert (doubled < 0).all()  # counter-clockwise with v up is clockwise with v down
     # No point of the map belongs to two triangles, and the face has most of the map.
-    points = np.random.default_rng(0).random((1500, 2))
-    hits = np.zeros(len(points), int)
-    for k in range(3):
-        p, q = corners[:, k], corners[:, (k + 1) % 3]
-        side = (q - p)[:, 0] * (points[:, None, 1] - p[:, 1])
-        side -= (q - p)[:, 1] * (points[:, None, 0] - p[:, 0])
-        within = side < 0 if k == 0 else within & (side < 0)  # noqa: F821
-    hits = within.sum(1)
+    hits = _covering(corners, np.random.default_rng(0).random((1500, 2)))
     assert hits.max() == 1
     assert hits.mean() > 0.45
+    # Where the ears lie over the skin, they are drawn, and they do not reach the face.
+    assert not _covering(corners, head.uv[head.regions["ears"]]).any()
+    ears = head.regions["ears"][head.triangles].all(1)
+    assert ears[: ears.sum()].all()
 
 
 def test_uv_runs_right_and_down(head):
@@ -204,7 +213,7 @@ def test_mouth_and_eyes_are_open_in_the_mesh(head):
     assert np.isin(marks[60:], rim).all()
     lids = head.vertices[marks[[43, 44]], 1] - head.vertices[marks[[47, 46]], 1]
     assert (lids > 6).all()
-    # The eye lies behind its lids: no part of it before the opening's plane by more than the cornea.
+    # The eye lies behind its lids; only the cornea may stand out of the opening.
     left = head.regions["eyeballs"] & (head.vertices[:, 0] > 0)
     assert head.vertices[left, 2].max() < head.vertices[marks[42:48], 2].max() + 4
 
@@ -245,6 +254,19 @@ def test_cache_file_is_written_once_and_read_back(small):
     assert len(calls) == 1
     np.testing.assert_array_equal(first["mean"], second["mean"])
     assert [p.suffix for p in (folder / "monoface").iterdir()] == [".npz"]  # nothing half-written
+
+
+def test_cache_keeps_only_the_newest_versions(small):
+    _, folder = small
+    (folder / "monoface").mkdir(parents=True)
+    old = [folder / "monoface" / f"procedural-{k}.npz" for k in range(4)]
+    for k, path in enumerate(old):
+        path.write_bytes(b"x")
+        os.utime(path, (k, k))
+    procedural.procedural_arrays()
+    left = set((folder / "monoface").iterdir())
+    assert len(left) == procedural.KEPT
+    assert set(old) & left == set(old[-2:])
 
 
 @pytest.mark.parametrize("damage", [b"", b"PK\x03\x04 not a zip", None])

@@ -26,10 +26,18 @@ LENGTHS = {  # epochs have 5 batches
 }
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """The tensors are tiny, and threads that wait for each other on a busy machine are slow."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture
 def fit(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    torch.set_num_threads(2)
 
     def run(folder: str, length: dict, *arguments: str, workers: int = 0, every: int = 1) -> None:
         config = {
@@ -140,6 +148,7 @@ def test_first_start_with_last_says_that_it_starts(fit, caplog, monkeypatch):
     assert messages == ["no checkpoint in run/checkpoints yet: training starts from scratch"]
 
 
+@pytest.mark.slow
 def test_killed_process_goes_on(tmp_path):
     """SIGKILL at an arbitrary moment, with a real process and the same command again."""
     config = {

@@ -1,9 +1,10 @@
 """Where things are on the mean head: landmarks, outlines, the wanted mesh density, the UV map.
 
 For the subject's left half (x >= 0); the other is its mirror image. Millimetres, model frame. A
-*direction* is a unit vector from ``head_surface.CENTRE``; it stands for the point of the skin it hits.
+*direction* is a unit vector from ``head_surface.CENTRE``; it stands for the skin's point it hits.
 """
 
+from collections.abc import Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -14,7 +15,8 @@ from core.face_models import head_surface as surface
 # Landmarks of the subject's left half (x >= 0), iBUG numbers: (x, y) in mm on the skin.
 BROW = {22: (12.0, 46.5), 23: (22.0, 51.0), 24: (33.0, 53.0), 25: (44.0, 51.0), 26: (53.0, 46.0)}
 BRIDGE = {27: (0.0, 36.0), 28: (0.0, 23.0), 29: (0.0, 10.0), 30: (0.0, -4.0)}
-NOSTRILS = {33: (0.0, -15.0), 34: (6.8, -14.0), 35: (14.0, -13.0)}
+SUBNASALE = {33: (0.0, -15.0)}
+NOSTRILS = {34: (6.8, -14.0), 35: (14.0, -13.0)}
 EYE = {
     42: (16.2, 28.6),
     43: (25.0, 33.8),
@@ -27,7 +29,18 @@ LIPS_UPPER = {51: (0.0, -28.6), 52: (6.0, -27.4), 53: (15.5, -30.4), 54: (25.8, 
 LIPS_LOWER = {57: (0.0, -46.2), 56: (7.5, -45.7), 55: (16.5, -43.0), 54: (25.8, -36.5)}
 # Jaw: points (x, y, z) whose directions from the centre count.
 JAW = {8: (0, -82.5, 80), 9: (16, -81.5, 73), 10: (31, -75.5, 55), 11: (43, -66, 38),
-       12: (51.5, -52, 22), 13: (58.5, -33, 12), 14: (65, -13, 6), 15: (69, 8, 3), 16: (70.5, 29, 2)}  # fmt: skip
+       12: (51.5, -52, 22), 13: (58.5, -33, 12), 14: (65, -13, 6), 15: (69, 8, 3),
+       16: (70.5, 29, 2)}  # fmt: skip
+INNER_LIP = 9.5  # x of landmarks 63 and 65 on the mouth's line
+CROWN, OCCIPUT = (0, 136, -10), (0, 30, -97)
+BROW_OUTLINE = [
+    (9.5, 44.0), (22.0, 48.0), (33.0, 50.0), (44.0, 48.3), (54.0, 44.0), (53.0, 47.5), (44.0, 54.0),
+    (33.0, 56.5), (22.0, 54.5), (10.0, 50.0),
+]  # fmt: skip
+NOSE_OUTLINE = [
+    (0.0, 38.0), (8.0, 33.0), (11.0, 20.0), (15.0, 6.0), (20.0, -4.0), (20.5, -11.0), (15.0, -16.0),
+    (6.0, -17.0), (0.0, -17.5),
+]  # fmt: skip
 # Forehead to ear, points (x, y, z) whose directions count.
 HAIRLINE = [(0, 101, 73), (30, 97, 65), (50, 83, 50), (60, 64, 38), (67, 45, 14), (70.5, 29, 2)]
 MOUTH_GAP = 1.6  # mm between the lips' edges while meshing, so that they are distinct directions
@@ -46,7 +59,7 @@ def lift(xy: np.ndarray) -> np.ndarray:
 
 
 def from_angles(azimuth: np.ndarray, elevation: np.ndarray) -> np.ndarray:
-    """Unit directions (m, 3); azimuth 0 looks forwards, pi / 2 to x > 0; exactly x = 0 at 0 and pi."""
+    """Unit directions (m, 3); azimuth 0 is forwards, pi / 2 to x > 0; x is just 0 at 0 and pi."""
     d = np.column_stack(
         [
             np.sin(azimuth) * np.cos(elevation),
@@ -68,14 +81,13 @@ def edge_length(points: np.ndarray) -> np.ndarray:
     return 1.85 + 0.088 * np.clip(far, 0, 85)
 
 
-def curve(
-    nodes: list[surface.Node], finer: float = 1.0
-) -> tuple[np.ndarray, list[int]]:
-    """Points (m, 2 or 3) on a spline through nodes, an edge length apart, and the nodes' indices."""
+def curve(nodes: Sequence[surface.Node], finer: float = 1.0) -> tuple[np.ndarray, list[int]]:
+    """Points (m, 2 or 3) on a spline through nodes, an edge length apart; the nodes' indices."""
     path = np.array(nodes, float)
     steps = np.concatenate([[0], np.cumsum(np.linalg.norm(np.diff(path, axis=0), axis=1))])
     spline = CubicSpline(steps, path)
-    out, where = [], []
+    out: list[np.ndarray] = []
+    where: list[int] = []
     for k in range(len(path) - 1):
         middle = spline((steps[k] + steps[k + 1]) / 2)
         if len(middle) == 2:
@@ -126,7 +138,7 @@ def eye_uv_centre() -> np.ndarray:
 
 
 def hairline() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Directions along the hairline, forehead to ear, without its ends, and of rows above and below."""
+    """Directions along the hairline, forehead to ear, without its ends; rows above and below it."""
     points, _ = curve(HAIRLINE, 0.7)
     points = surface.skin(directions_of(points))
     along = np.gradient(points, axis=0)

@@ -54,11 +54,13 @@ def radius_table() -> Radius:
     return table
 
 
-def spread(known: np.ndarray, table: Radius, valid: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+def spread(
+    known: np.ndarray, table: Radius, valid: Callable[[np.ndarray], np.ndarray]
+) -> np.ndarray:
     """Fixed directions (m, 3) and free ones around them, together (n, 3), an edge length apart.
 
-    Springs that only push, with lengths in mm on the skin (Persson & Strang, Sec. 2). Free directions
-    stay where ``valid`` is true.
+    Springs that only push, with lengths in mm on the skin (Persson & Strang, Sec. 2). Free
+    directions stay where ``valid`` is true.
     """
     free = _first_guess(table)
     p = surface.CENTRE + free * table(free)[:, None]
@@ -154,11 +156,13 @@ def keep_edges(d: np.ndarray, fixed: int, wanted: np.ndarray) -> np.ndarray:
     raise RuntimeError(f"the head's mesh lost edges of its eye or mouth: {missing.tolist()}")
 
 
-def triangulate(d: np.ndarray, eye_hole: np.ndarray, lips: np.ndarray, neck: np.ndarray) -> np.ndarray:
+def triangulate(
+    d: np.ndarray, eye_hole: np.ndarray, lips: np.ndarray, neck: np.ndarray
+) -> np.ndarray:
     """Triangles (t, 3) of directions (m, 3), seen from outside counter-clockwise.
 
-    Left open: the eye's outline (k, 2) in the flat map, and what lies between the vertices of the lips'
-    edges and below those of the neck's.
+    Left open: the eye's outline (k, 2) in the flat map, and what lies between the vertices of the
+    lips' edges and below those of the neck's.
     """
     q = flatten(d)
     simplices = Delaunay(q).simplices.astype(np.int64)

@@ -1,17 +1,18 @@
-"""The mean head as a surface seen from one point inside it: radius = f(direction).
+"""The mean head's skin as a surface seen from one point inside it: radius = f(direction).
 
-A smooth base (skull, face, jaw, neck) runs through hand-placed points; the features are signed distance functions
-joined to it smoothly (nose, lips, lids, chin) or cut out of it (nostrils, creases). A ray from ``CENTRE`` meets the
-skin once, so a triangulation of directions is one of the skin, and a map of directions never folds.
+A smooth base (skull, face, jaw, neck) runs through hand-placed points; the features are signed
+distance functions joined to it smoothly (nose, lips, lids) or cut out of it (nostrils, creases), in
+the manner of I. Quilez, iquilezles.org/articles/smin. A ray from ``CENTRE`` leaves the skin once,
+so a triangulation of directions is one of the skin, and a map of directions never folds.
 
-Millimetres, model frame (x image right, y up, z out of the face). Everything is written for x >= 0 and mirrored by
-taking |x|, so the head is symmetric to the last bit.
+Millimetres, model frame (x image right, y up, z out of the face). Everything is written for x >= 0
+and mirrored by taking |x|.
 
-Sizes follow the means of young adults, women and men averaged, in: L. G. Farkas (ed.), Anthropometry of the Head
-and Face, 2nd ed., Raven Press 1994; L. G. Farkas et al., International anthropometric study of facial morphology
-in various ethnic groups/races, J. Craniofacial Surgery 16(4), 2005; C. C. Gordon et al., 2012 Anthropometric Survey of
-U.S. Army Personnel (ANSUR II), 2014 (interpupillary distance, head length and breadth). No scanned or modelled
-head was used.
+Sizes follow the means of young adults, women and men averaged, in: L. G. Farkas (ed.),
+Anthropometry of the Head and Face, 2nd ed., Raven Press 1994; L. G. Farkas et al., International
+anthropometric study of facial morphology in various ethnic groups/races, J. Craniofacial Surgery
+16(4), 2005; C. C. Gordon et al., 2012 Anthropometric Survey of U.S. Army Personnel (ANSUR II), 2014
+(distance of the pupils, head length and breadth). No scanned or modelled head was used.
 """
 
 from collections.abc import Callable
@@ -94,15 +95,15 @@ _NOSE = (
 _NOSE_SIDE = ((3, 31, 77.0, 6.5), (5.5, 16, 82.5, 8.5), (8, 3, 88.0, 9.0))
 _COLUMELLA = ((0, -12.4, 95.5, 2.8), (0, -9.0, 105.0, 3.8))
 _NOSE_WING = ((3, -3, 103.5, 6.3), (9.5, -6, 97.5, 6.0))
-_UPPER_LIP = ((0, -32.3, 94.9, 4.2), (6, -31.6, 94.5, 4.3), (13, -33, 90.6, 3.6), (19, -35.2, 86.0, 2.4),
-              (25.5, -36.4, 77.0, 0.6))  # fmt: skip
-_LOWER_LIP = ((0, -41.6, 92.4, 5.0), (7, -41.4, 91.6, 4.9), (14, -40.2, 88.0, 4.1), (20, -38.6, 84.2, 2.4),
-              (25.5, -36.7, 77.0, 0.6))  # fmt: skip
+_UPPER_LIP = ((0, -32.3, 94.9, 4.2), (6, -31.6, 94.5, 4.3), (13, -33, 90.6, 3.6),
+              (19, -35.2, 86.0, 2.4), (25.5, -36.4, 77.0, 0.6))  # fmt: skip
+_LOWER_LIP = ((0, -41.6, 92.4, 5.0), (7, -41.4, 91.6, 4.9), (14, -40.2, 88.0, 4.1),
+              (20, -38.6, 84.2, 2.4), (25.5, -36.7, 77.0, 0.6))  # fmt: skip
 LID_CREASE_XY = [(17.0, 34.6), (22.0, 38.0), (30.0, 39.7), (39.0, 38.5), (46.0, 35.0)]
-_LID_CREASE = ((15.5, 33.0, 79.0, 1.2), (22, 38.0, 80.3, 1.2), (30, 39.7, 80.0, 1.2), (39, 38.5, 76.5, 1.2),
-               (47, 34.2, 69.5, 0.8))  # fmt: skip
-_MOUTH_CREASE = ((0, -36.8, 101.5, 1.0), (7, -36.1, 101.0, 1.0), (13, -36.3, 95.6, 1.0), (19, -36.4, 89.6, 0.9),
-                 (26.0, -36.6, 82.5, 0.7))  # fmt: skip
+_LID_CREASE = ((15.5, 33.0, 79.0, 1.2), (22, 38.0, 80.3, 1.2), (30, 39.7, 80.0, 1.2),
+               (39, 38.5, 76.5, 1.2), (47, 34.2, 69.5, 0.8))  # fmt: skip
+_MOUTH_CREASE = ((0, -36.8, 101.5, 1.0), (7, -36.1, 101.0, 1.0), (13, -36.3, 95.6, 1.0),
+                 (19, -36.4, 89.6, 0.9), (26.0, -36.6, 82.5, 0.7))  # fmt: skip
 
 
 def base_radius(directions: np.ndarray) -> np.ndarray:
@@ -150,7 +151,7 @@ def lift(xy: np.ndarray) -> np.ndarray:
 def _surface(
     inside: Callable[[np.ndarray], np.ndarray], low: np.ndarray, high: np.ndarray
 ) -> np.ndarray:
-    """The largest parameter (m,) where a solid ends, between ``low`` (inside) and ``high`` (outside)."""
+    """The largest parameter (m,) where a solid ends, ``low`` being inside, ``high`` outside."""
     steps = 20
     below, above = low.copy(), high.copy()
     open_ = np.ones(len(low), bool)
@@ -218,8 +219,7 @@ def _distance(points: np.ndarray, above_base: np.ndarray) -> np.ndarray:
     # Lips.
     d = _join(d, _tube(p, _UPPER_LIP), 5.0)
     d = _join(d, _tube(p, _LOWER_LIP), 5.0)
-    d = _cut(d, _tube(p, _MOUTH_CREASE), 1.5)
-    return d
+    return _cut(d, _tube(p, _MOUTH_CREASE), 1.5)
 
 
 def _join(a: np.ndarray, b: np.ndarray, width: float) -> np.ndarray:
@@ -235,7 +235,7 @@ def _cut(a: np.ndarray, b: np.ndarray, width: float) -> np.ndarray:
 
 @cache
 def _path(nodes: Nodes, pieces: int) -> np.ndarray:
-    """A tube's nodes splined to (pieces + 1, 4). At x = 0 only x changes: no crease on the midline."""
+    """A tube's nodes splined to (pieces + 1, 4); along x at x = 0, so the midline has no crease."""
     table = np.array(nodes)
     if len(table) == 2:
         return table
@@ -260,10 +260,8 @@ def _tube(points: np.ndarray, nodes: Nodes, pieces: int = 16) -> np.ndarray:
     return (np.sqrt(np.maximum(gap2, 0)) - radius).min(1)
 
 
-def _ellipsoid(
-    points: np.ndarray, centre: Node, radii: Node, turn: float
-) -> np.ndarray:
-    """Signed distance, about, to an ellipsoid turned by ``turn`` degrees about y (its front goes outwards)."""
+def _ellipsoid(points: np.ndarray, centre: Node, radii: Node, turn: float) -> np.ndarray:
+    """Signed distance, about, to an ellipsoid, its front turned outwards by ``turn`` degrees."""
     c, s = np.cos(np.deg2rad(turn)), np.sin(np.deg2rad(turn))
     q = (points - np.array(centre)) @ np.array([[c, 0, s], [0, 1, 0], [-s, 0, c]])
     k0 = np.linalg.norm(q / radii, axis=1)

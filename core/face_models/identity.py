@@ -29,7 +29,7 @@ from core.face_models.gaussian_process import by_variance, principal_modes, scal
 
 SCALES = ((90.0, 1.0), (45.0, 0.6), (22.0, 0.38), (12.0, 0.18))
 """Length and standard deviation per coordinate of each kernel, millimetres."""
-ASYMMETRY = 0.22  # of the symmetric standard deviation: about 0.5 mm of asymmetry in a face
+ASYMMETRY = 0.5  # of the symmetric standard deviation: about 0.35 mm of asymmetry in a face
 FACTORS = 64  # kept of each scalar kernel
 
 
@@ -125,7 +125,7 @@ def _measures(head: Head) -> Float[np.ndarray, "m n 3"]:
         move((8,), 20, (0.0, -2.6, 0.0)),
         move((9, 10), 14, (1.8, 0.0, 0.0)),
         move((11, 12), 22, (0.6, -2.6, 0.3)),  # jaw angle
-        move((30, 33), 13, (0.0, -1.7, 0.3)),  # nose height
+        move((30, 33), 13, (0.0, -1.4, 0.3)),  # nose height
         move((30,), 11, (0.0, 0.0, 2.0)),  # nose protrusion
         move((35,), 7, (1.1, 0.0, 0.2)),  # nose width
         move((27, 28), 9, (0.0, 0.0, 1.9)),  # bridge

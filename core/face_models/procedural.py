@@ -2,8 +2,8 @@
 
 The mean is ``head.build_head``; the modes are ``modes.build_modes``. The arrays are those of
 ``core.face_models.model``. They are built in seconds and then kept in the user's cache folder
-(``$XDG_CACHE_HOME/monoface``, else ``~/.cache/monoface``) in a file named after a hash of the code that makes them;
-where that folder cannot be written, only in memory.
+(``$XDG_CACHE_HOME/monoface``, else ``~/.cache/monoface``) in a file named after a hash of the code
+that makes them; where that folder cannot be written, only in memory.
 """
 
 import hashlib
@@ -19,12 +19,14 @@ from core.face_models.head import build_head
 from core.face_models.model import VERSION
 from core.face_models.modes import build_modes
 
+KEPT = 3  # versions in the cache folder, 20 MB each; older ones are removed
+
 
 def procedural_arrays() -> dict[str, np.ndarray]:
-    """The built-in model's arrays, keyed as in ``core.face_models.model``; built or read from the cache.
+    """The built-in model's arrays, keyed as in ``core.face_models.model``; built or from the cache.
 
-    Millimetres, model frame. Regions: face, skin, eyes, lips, brows, nose, mouth_interior, neck, scalp, ears and, within
-    the eyes, eyeballs, iris, pupil. Equal at each call, and the caller's own to change.
+    Millimetres, model frame. Regions: face, skin, eyes, lips, brows, nose, mouth_interior, neck,
+    scalp, ears, eyeballs, iris, pupil. Equal at each call, and the caller's to change.
     """
     return {key: array.copy() for key, array in _arrays().items()}
 
@@ -62,7 +64,7 @@ def build_arrays() -> dict[str, np.ndarray]:
 
 
 def _cache_file() -> Path:
-    """Where this version of the model is kept: the name holds a hash of the code and of numpy's and scipy's versions."""
+    """Where this version is kept; the name hashes the code and numpy's and scipy's versions."""
     digest = hashlib.sha256(f"{np.__version__} {scipy.__version__}".encode())
     for source in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(source.read_bytes())
@@ -89,8 +91,11 @@ def _write(path: Path, arrays: dict[str, np.ndarray]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
             temporary = Path(file.name)
-            np.savez(file, **arrays)
+            np.savez(file, allow_pickle=False, **arrays)
         temporary.replace(path)
+        versions = sorted(path.parent.glob("procedural-*.npz"), key=lambda p: p.stat().st_mtime)
+        for old in versions[:-KEPT]:
+            old.unlink(missing_ok=True)
     except OSError:
         if temporary is not None:
             temporary.unlink(missing_ok=True)

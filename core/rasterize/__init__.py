@@ -5,17 +5,17 @@
     mask = (fragments.triangle_index >= 0).float()[..., None]
     mask = antialias(mask, fragments, clip, triangles)            # gradients of the silhouette
 
-**In**: ``clip`` is (b, n, 4), what ``camera.clip()`` returns: x and y in [-w, w] from the left and top
-edges of the image, z in [-w, w] growing away from the viewer. ``triangles`` is (t, 3), any integer
-dtype, the same for all images. Leading axes are flattened to one, images are channels-last.
+**In**: ``clip`` is (b, n, 4), what ``camera.clip()`` returns: x and y in [-w, w] from the left and
+top edges of the image, z in [-w, w] growing away from the viewer. ``triangles`` is (t, 3), any
+integer dtype, the same for all images. Leading axes are flattened to one, images are channels-last.
 
 **Pixels**: row 0 is the top. Pixel (row i, column j) looks at x / w = (2 j + 1) / width - 1 and
-y / w = (2 i + 1) / height - 1. Worked number: in a 4 x 4 image the triangle (-1, -1), (1, -1), (-1, 1)
-covers the pixels with i + j < 3 and none with i + j > 3.
+y / w = (2 i + 1) / height - 1. Worked number: in a 4 x 4 image the triangle (-1, -1), (1, -1),
+(-1, 1) covers the pixels with i + j < 3 and no other.
 
 **Coverage**: vertices are snapped to 1/16 pixel (ties to even), then a pixel belongs to a triangle
-if its centre is inside. A centre on an edge belongs to the triangle on the right of a steep edge, or
-below a horizontal one (fill rule): of two triangles with a common edge exactly one has it. Both
+if its centre is inside. A centre on an edge belongs to the triangle to the right of the edge, below
+it if it is horizontal (fill rule): of two triangles with a common edge exactly one has it. Both
 sides of a triangle are drawn; one without area after snapping is not. The nearest wins; at equal
 depth, the triangle that is later in the list.
 
@@ -27,11 +27,12 @@ respect to x, y and w (exact where the pixel's centre is inside the unsnapped tr
 reaches z). Which triangle is seen is not differentiable, so that moving a silhouette has no effect
 on a loss but through ``antialias``.
 
-**Backends**, the same to within: triangle at >= 99.95 % of covered pixels, barycentrics 1e-3, depth 1e-4.
+**Backends** agree on the triangle at >= 99.95 % of covered pixels, there on barycentrics to 1e-3
+and on depth to 1e-4.
 
 | backend      | what it is                                      | where |
 |--------------|-------------------------------------------------|-------|
-| "cpu"        | numba, vectorised, one image per thread         | CPU; CUDA tensors are copied there and back |
+| "cpu"        | numba, vectorised, one image per thread         | CPU; CUDA tensors by copying |
 | "nvdiffrast" | NVIDIA's, non-commercial licence, extra "cuda"  | CUDA |
 | "reference"  | brute force in float64, for tests               | as "cpu" |
 | "auto"       | "nvdiffrast" on CUDA if installed, else "cpu"   | |
@@ -138,13 +139,13 @@ def antialias(
     clip: Float[Tensor, "b n 4"],
     triangles: Int[Tensor, "t 3"],
 ) -> Float[Tensor, "b h w c"]:
-    """Blend pixels across silhouettes, with a gradient for their position (Laine et al. 2020, 3.6).
+    """Blend pixels across silhouettes, with a gradient for their position (Laine 2020, Sec. 3.6).
 
-    For each two neighbouring pixels that see different triangles: if a silhouette edge of the nearer
-    one (a border of the mesh, or where the surface folds away) crosses between their centres, the
-    pixel in which it crosses gets from the other pixel's colour the share (at most 1/2) by which the
-    crossing misses the boundary between the two pixels. Worked number: a black surface ends 0.2 px
-    beyond its last pixel's centre, before white: that pixel becomes 0.3 white.
+    For each two neighbouring pixels that see different triangles: if a silhouette edge of the
+    nearer one (a border of the mesh, or where the surface folds away) crosses between their
+    centres, the pixel in which it crosses gets of the other pixel's colour the share (at most 1/2)
+    by which the crossing misses the boundary between the two pixels. Worked number: a black surface
+    ends 0.2 px beyond its last pixel's centre, before white: that pixel becomes 0.3 white.
 
     Only triangles that own a pixel next to the silhouette are looked at: on a mesh finer than the
     pixels parts of the silhouette are missed. Vertices that are doubled (seams) count as borders.

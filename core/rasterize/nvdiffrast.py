@@ -38,8 +38,8 @@ def require(tensor: Tensor) -> None:
         raise MonofaceError(f"the rasterizer backend 'nvdiffrast' is not installed. {INSTALL}")
     if not tensor.is_cuda:
         raise MonofaceError(
-            f"the rasterizer backend 'nvdiffrast' needs CUDA tensors, these are on {tensor.device}; "
-            "move them to a GPU, or use backend='cpu' or 'auto'"
+            f"the rasterizer backend 'nvdiffrast' needs CUDA tensors, these are on "
+            f"{tensor.device}; move them to a GPU, or use backend='cpu' or 'auto'"
         )
 
 
@@ -113,7 +113,7 @@ def _background(shape: tuple[int, ...], device: torch.device) -> Tensor:
 
 @lru_cache(maxsize=8)
 def _context(device: str, batch: int, height: int, width: int) -> Any:
-    """nvdiffrast's state of a device; one per shape, as a change of shape makes it allocate anew."""
+    """Its state on a device; one per shape, as a change of shape makes it allocate anew."""
     return _library().RasterizeCudaContext(device=device)
 
 

@@ -1,4 +1,4 @@
-"""The reference backend: brute force in float64, slow and obvious; the others are measured by it."""
+"""The reference backend: brute force in float64, slow and obvious; it judges the others."""
 
 import numpy as np
 import torch
@@ -25,10 +25,8 @@ def rasterize(
         subpixels: vertices are snapped to so many steps per pixel, None = not at all.
     """
     corners = triangles.long()
-    drawn = [
-        _draw(positions, corners.numpy(), size, subpixels)
-        for positions in clip.detach().double().numpy()
-    ]
+    images = clip.detach().double().numpy()
+    drawn = [_draw(positions, corners.numpy(), size, subpixels) for positions in images]
     index = torch.from_numpy(np.stack(drawn)) if drawn else torch.empty(0, *size, dtype=torch.int64)
     u, v, depth = _shade(clip.double(), corners, index)
     barycentric = torch.stack([u, v], -1)

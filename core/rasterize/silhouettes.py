@@ -20,6 +20,7 @@ def antialias(
     """``core.rasterize.antialias``; the triangles' indices are in range."""
     index, depth = fragments.triangle_index, fragments.depth
     _, height, width = index.shape
+    size = (height, width)
     colours = image.flatten(0, 2)
     result = colours
     pixels = torch.arange(index.numel(), device=index.device).view(index.shape)
@@ -33,13 +34,11 @@ def antialias(
         front, back = torch.where(swapped, second, first), torch.where(swapped, first, second)
         direction = 1 - 2 * swapped.to(clip.dtype)
         chosen, start, end = _crossed_edge(
-            front, direction, index.flatten(), clip.detach(), topology, (height, width), axis
+            front, direction, index.flatten(), clip.detach(), topology, size, axis
         )
         front, back, direction = front[chosen], back[chosen], direction[chosen]
-        position = _screen(
-            clip, front // (height * width), torch.stack([start, end], -1), (height, width)
-        )
-        distance = _crossing(position, front, direction, (height, width), axis)
+        position = _screen(clip, front // (height * width), torch.stack([start, end], -1), size)
+        distance = _crossing(position, front, direction, size, axis)
         share = (distance - 0.5).clamp(-0.5, 0.5)[:, None].to(image.dtype)
         # up to the middle the front pixel shows what is behind, beyond it the back pixel the front
         target = torch.where(distance < 0.5, front, back)
@@ -67,11 +66,10 @@ def _crossed_edge(
     corners = topology.triangles[triangle].long()
     beyond = topology.opposite[triangle]
     own = _screen(clip, image, corners, size)
-    across = _screen(clip, image, beyond.clamp(min=0), size)
-    in_front = torch.stack([clip[image, corner, 3] for corner in corners.unbind(-1)], -1) > 0
-    across_sign = torch.stack(
-        [clip[image, b, 3] for b in beyond.clamp(min=0).unbind(-1)], -1
-    ).sign()
+    known = beyond.clamp(min=0)
+    across = _screen(clip, image, known, size)
+    in_front = clip[image[:, None], corners, 3] > 0
+    across_sign = clip[image[:, None], known, 3].sign()
     chosen = torch.full_like(front, -1)
     for corner in range(3):
         start, end = (corner + 1) % 3, (corner + 2) % 3
@@ -80,7 +78,7 @@ def _crossed_edge(
         other_side = _cross(edge, across[:, corner] - a) * across_sign[:, corner]
         is_silhouette = (beyond[:, corner] < 0) | (this_side * other_side > 0)
         is_silhouette &= in_front.all(-1)
-        # only edges that cross the line through the centres steeply; the others cross the other pairs
+        # the others cross the pairs of the other axis
         is_steep = edge[:, 1 - axis].abs() >= edge[:, axis].abs()
         pair = own[:, [start, end]]
         line = _centre(front, size)[:, 1 - axis]

@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from itertools import pairwise
 
 import torch
 
@@ -29,14 +30,11 @@ def over_images(
     if threads == 1:
         return kernel(0, count, *arguments)
     pool = _pool(os.getpid(), threads)
-    others = [
-        pool.submit(kernel, first, last, *arguments)
-        for first, last in zip(bounds[1:-1], bounds[2:], strict=True)
-    ]
+    others = [pool.submit(kernel, first, last, *arguments) for first, last in pairwise(bounds[1:])]
     return kernel(bounds[0], bounds[1], *arguments) + sum(other.result() for other in others)
 
 
 @cache
 def _pool(process: int, threads: int) -> ThreadPoolExecutor:
-    """The threads beside the calling one; a forked process has none of its parent's and makes its own."""
+    """The threads beside the calling one; a forked process makes its own."""
     return ThreadPoolExecutor(threads - 1, thread_name_prefix=f"rasterize-{process}")

@@ -47,8 +47,8 @@ class Topology:
         """Raise IndexError unless every index is that of one of so many vertices."""
         if self.lowest < 0 or self.highest >= vertices:
             raise IndexError(
-                f"triangles hold vertex indices from {self.lowest} to {self.highest}, but there are "
-                f"{vertices} vertices; valid are 0 to {vertices - 1}"
+                f"triangles hold vertex indices from {self.lowest} to {self.highest}, but there "
+                f"are {vertices} vertices; valid are 0 to {vertices - 1}"
             )
 
 
@@ -56,7 +56,7 @@ _known: WeakIdKeyDictionary = WeakIdKeyDictionary()
 
 
 def topology(triangles: Int[Tensor, "t 3"]) -> Topology:
-    """The topology of a triangle tensor; remembered as long as the tensor lives and is not written to.
+    """The topology of a triangle tensor, remembered until it is written to.
 
     Raises:
         IndexError: an index beyond int32.

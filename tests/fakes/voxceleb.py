@@ -1,4 +1,4 @@
-"""VoxCeleb frame trees small enough for a test; the layout is the docstring of datamodules.voxceleb."""
+"""Frame trees small enough for a test, in the layout that datamodules.voxceleb documents."""
 
 import sys
 from pathlib import Path
@@ -7,11 +7,13 @@ import numpy as np
 from PIL import Image
 
 
-def write(root: Path, people: int = 4, frames: int = 6, size: int = 64, quirks: bool = True) -> Path:
-    """``people`` x 2 videos x 1 clip. Each image is smooth, so that crops can be compared.
+def write(
+    root: Path, people: int = 4, frames: int = 6, size: int = 64, quirks: bool = True
+) -> Path:
+    """``people`` x 2 videos x 1 clip; the last two people are for val and test.
 
-    Quirks, all of the first person's first clip, if there are enough frames: 000000 has no landmark file (the detector
-    failed), 000001 is a truncated JPEG, 000002 has NaN landmarks, 000003 is grey. Foreign files lie about.
+    Quirks, all in the first person's first clip: 000000 has no landmark file (the detector failed),
+    000001 is a truncated JPEG, 000002 has NaN landmarks, 000003 is grey.
     """
     rng = np.random.default_rng(0)
     for person, video, frame in np.ndindex(people, 2, frames):

@@ -1,0 +1,111 @@
+"""Rendered clips with known ground truth: made on first use, then read like VoxCeleb.
+
+    python -m datamodules.synthetic --out data/synthetic --sheet sheet.png
+
+On disk: the frame tree of ``datamodules.voxceleb``; the ground truth of ``core.truth`` and a manifest lie beside it
+(``datamodules.synthesis.write``). The set is written once: a folder with a set of other settings is never overwritten,
+an interrupted run is continued, and the files do not depend on the number of processes.
+"""
+
+import argparse
+import sys
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from core.errors import DataError, MonofaceError
+from datamodules.synthesis.settings import SynthesisSettings
+from datamodules.voxceleb import FrameTree, VoxCeleb
+
+
+class Synthetic(VoxCeleb):
+    """Synthetic clips; ``prepare_data`` makes them where they are missing.
+
+    Args:
+        root: a folder of its own for each choice of settings.
+        settings: what the set consists of.
+        jobs: processes that make it; None = one for each core.
+        whole_video: as for ``VoxCeleb``.
+        identities: as for ``VoxCeleb``; how many are made is ``settings.identities``.
+        **options: of ``FaceDataModule``.
+    """
+
+    def __init__(
+        self,
+        root: Path = Path("data/synthetic"),
+        settings: SynthesisSettings = SynthesisSettings(),  # noqa: B008
+        jobs: int | None = None,
+        whole_video: bool = False,
+        identities: int | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(root, whole_video, identities, **options)
+        self.settings, self.jobs = settings, jobs
+
+    def prepare_data(self) -> None:
+        """Make what is missing, once per machine (Lightning calls this on its first process only).
+
+        Raises:
+            DataError: the folder holds something else, or cannot be written.
+        """
+        from datamodules.synthesis.write import write_set
+
+        write_set(self.root, self.settings, self.jobs)
+
+    def source(self) -> FrameTree:
+        """The set, listed.
+
+        Raises:
+            DataError: the set is not complete, or of other settings.
+        """
+        from datamodules.synthesis.write import is_complete
+
+        if not is_complete(self.root, self.settings):
+            raise DataError(
+                f"the synthetic set in '{self.root}' is not complete; make it with prepare_data() or "
+                f"python -m datamodules.synthetic --out {self.root}"
+            )
+        return super().source()
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line: make a set, and a contact sheet of it."""
+    parser = argparse.ArgumentParser(
+        prog="python -m datamodules.synthetic",
+        description="Make clips of synthetic faces with known ground truth.",
+        epilog=SynthesisSettings.__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--out", type=Path, required=True, help="the folder")
+    parser.add_argument("--jobs", type=int, help="processes; default: one for each core")
+    parser.add_argument("--sheet", type=Path, help="also write this picture of random frames")
+    for setting in fields(SynthesisSettings):
+        default = setting.default
+        several = isinstance(default, tuple)
+        parser.add_argument(
+            f"--{setting.name}",
+            type=int if several else type(default),
+            nargs=len(default) if isinstance(default, tuple) else None,
+            metavar=("TRAIN", "VAL", "TEST") if several else None,
+            default=default,
+            help=f"default: {' '.join(map(str, default)) if isinstance(default, tuple) else default}",
+        )
+    given = vars(parser.parse_args(arguments))
+    out, jobs, sheet = (given.pop(name) for name in ("out", "jobs", "sheet"))
+    given["identities"] = tuple(given["identities"])
+
+    from datamodules.synthesis.sheet import contact_sheet
+    from datamodules.synthesis.write import write_set
+
+    try:
+        write_set(out, SynthesisSettings(**given), jobs)
+        if sheet is not None:
+            contact_sheet(out).save(sheet)
+    except MonofaceError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

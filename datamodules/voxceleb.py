@@ -1,0 +1,272 @@
+"""VoxCeleb as a tree of frames: faces in clips of talking people.
+
+On disk, written by the preparation (frames extracted from the videos, landmarks by a detector):
+
+    <root>/frames/<identity>/<video>/<clip>/<frame>.jpg
+        or .png; the names sort by time, usually six digits: id10001/1zcIwhmdeo4/00001/000012.jpg
+    <root>/landmarks/<identity>/<video>/<clip>/<frame>.npy
+        float32 (68, 3): x, y in pixels of the frame, confidence in [0, 1], 0 = missing;
+        or (68, 2): all confident
+    <root>/masks/<identity>/<video>/<clip>/<frame>.png
+        grey, size of the frame, as FaceBatch.masks: 255 = face seen, 0 = not
+    <root>/splits/{train,val,test}.txt
+        one identity a line; # starts a comment
+
+* Pixels: origin at the top left corner of the frame, x right, y down, centre of the first pixel
+  (0.5, 0.5). Landmarks: iBUG order.
+* A frame without a landmark file is one in which the detector found no face: not used, counted.
+* Without ``masks`` the masks are the hull of the landmarks with the forehead; where ``masks``
+  exists, a frame that has none in it is not used (its occlusions would be taken for skin).
+* Without ``splits`` the identities are divided by a hash of their names: 10 % val, 10 % test.
+* Grey, palette, 16-bit and CMYK images are converted to RGB; alpha is dropped.
+
+VoxCeleb1 has 1,251 people (22,496 videos, 153,516 clips), VoxCeleb2 6,112 (150,480; 1,128,246);
+25 frames a second. https://www.robots.ox.ac.uk/~vgg/data/voxceleb: metadata CC BY 4.0, the videos
+stay with their owners. Nagrani et al., Interspeech 2017; Chung et al., Interspeech 2018.
+
+The releases themselves (mp4 and txt) cannot be read directly.
+"""
+
+import hashlib
+import logging
+import os
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+from torchvision.io import ImageReadMode, decode_image, read_file
+from tqdm import tqdm
+
+from core.errors import AssetNotFoundError, DataError
+from datamodules.base import (
+    Clip,
+    FaceDataModule,
+    Fault,
+    Frame,
+    Split,
+    UnusableFrameError,
+)
+
+log = logging.getLogger(__name__)
+
+IMAGES = (".jpg", ".jpeg", ".png")
+WANTED = "frames/<identity>/<video>/<clip>/<frame>.jpg with landmarks/.../<frame>.npy"
+SHARE = 0.1  # of the identities, in val and in test, where no lists are given
+
+
+class VoxCeleb(FaceDataModule):
+    """Clips of a tree of frames, laid out as this module's docstring says.
+
+    Args:
+        root: the folder.
+        whole_video: take the frames of a "clip" from all clips of the video (an ablation of CEST).
+        identities: use only the first so many, sorted by name; None = all.
+        **options: of ``FaceDataModule``.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        whole_video: bool = False,
+        identities: int | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(**options)
+        self.root, self.whole_video, self.identities = Path(root), whole_video, identities
+
+    def source(self) -> "FrameTree":
+        """The tree, listed."""
+        return FrameTree.scan(self.root, self.whole_video, self.identities)
+
+
+@dataclass(frozen=True)
+class FrameTree:
+    """The frames of a tree that have landmarks.
+
+    Attributes:
+        root: the folder.
+        splits: the clips of each split, sorted by name.
+        has_masks: there is a folder of masks.
+        left_out: what the listing left out, by kind.
+    """
+
+    root: Path
+    splits: dict[str, list[Clip]]
+    has_masks: bool
+    left_out: dict[str, int] = field(default_factory=dict)
+
+    @classmethod
+    def scan(
+        cls, root: Path, whole_video: bool = False, identities: int | None = None
+    ) -> "FrameTree":
+        """List a tree.
+
+        Args:
+            root: the folder.
+            whole_video: a clip of the result = all clips of a video.
+            identities: only the first so many.
+
+        Raises:
+            AssetNotFoundError: there is no such folder.
+            DataError: it holds something else, or the lists in ``splits`` overlap.
+        """
+        root = Path(root)
+        if not root.is_dir():
+            raise AssetNotFoundError(
+                "VoxCeleb frames",
+                f"'{root}'",
+                f"Wanted a folder with {WANTED}; give it as --data.root.",
+                "research; see https://www.robots.ox.ac.uk/~vgg/data/voxceleb",
+            )
+        people = sorted(_folders(root / "frames"))[:identities]
+        left_out: Counter[str] = Counter()
+        clips: dict[str, list[Clip]] = {}
+        for person in tqdm(people, "listing frames", disable=None, leave=False):
+            clips[person] = list(_clips_of(root, person, whole_video, left_out))
+        if not any(clips.values()):
+            raise DataError(_nothing_usable(root, left_out))
+        for kind, count in left_out.items():
+            log.warning("'%s': %d %s left out", root, count, kind)
+        names = _splits(root, [person for person in people if clips[person]])
+        splits = {split: [c for name in names[split] for c in clips[name]] for split in names}
+        return cls(root, splits, (root / "masks").is_dir(), dict(left_out))
+
+    def __str__(self) -> str:
+        return f"'{self.root}'"
+
+    def clips(self, split: Split) -> list[Clip]:
+        """The clips of a split."""
+        return self.splits[split]
+
+    def read(self, clip: Clip, index: int) -> Frame:
+        """One frame.
+
+        Raises:
+            UnusableFrameError: a file is missing, damaged, or of another kind.
+        """
+        name = clip.frames[index].decode()
+        stem = name.rpartition(".")[0]
+        landmarks, confidence = _landmarks(self.root / "landmarks" / clip.name / f"{stem}.npy")
+        path = self.root / "frames" / clip.name / name
+        image = _decode(path, ImageReadMode.RGB, Fault.IMAGE)
+        mask = None
+        if self.has_masks:
+            path = self.root / "masks" / clip.name / f"{stem}.png"
+            mask = _decode(path, ImageReadMode.GRAY, Fault.MASK)
+        return Frame(image, landmarks, confidence, mask)
+
+
+def _landmarks(path: Path) -> tuple[Float[Tensor, "68 2"], Float[Tensor, "68"]]:
+    try:
+        array = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise UnusableFrameError(Fault.LANDMARKS, f"'{path}': {error}") from error
+    if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiu":
+        raise UnusableFrameError(Fault.LANDMARKS, f"'{path}': not an array of numbers")
+    if array.shape not in ((68, 2), (68, 3)):
+        raise UnusableFrameError(
+            Fault.LANDMARKS, f"'{path}': shape {array.shape}, wanted (68, 3): x, y, confidence"
+        )
+    values = torch.from_numpy(array.astype(np.float32))
+    return values[:, :2], values[:, 2] if values.shape[1] == 3 else torch.ones(68)
+
+
+def _decode(path: Path, mode: ImageReadMode, fault: Fault) -> UInt8[Tensor, "c h w"]:
+    try:
+        image = decode_image(read_file(str(path)), mode)
+    except RuntimeError as error:
+        reason = str(error).rpartition(", ")[2]
+        raise UnusableFrameError(fault, f"'{path}': {reason}") from error
+    if image.dtype == torch.uint16:
+        image = (image.float() / 257).round().to(torch.uint8)
+    return image
+
+
+def _folders(path: Path) -> list[str]:
+    try:
+        with os.scandir(path) as entries:
+            return [e.name for e in entries if not e.name.startswith(".") and e.is_dir()]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def _files(path: Path, suffixes: tuple[str, ...]) -> list[str]:
+    try:
+        with os.scandir(path) as entries:
+            names = [e.name for e in entries if not e.name.startswith(".")]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    return [name for name in names if name.lower().endswith(suffixes)]
+
+
+def _clips_of(root: Path, person: str, whole_video: bool, left_out: Counter[str]) -> Iterator[Clip]:
+    """The clips of an identity that have frames with landmarks."""
+    for video in sorted(_folders(root / "frames" / person)):
+        name = f"{person}/{video}"
+        frames = {
+            clip: _frames_of(root, f"{name}/{clip}", left_out)
+            for clip in sorted(_folders(root / "frames" / name))
+        }
+        if whole_video:
+            frames = {"": [f"{clip}/{frame}" for clip, some in frames.items() for frame in some]}
+        for clip, found in frames.items():
+            if found:
+                names = np.array([os.fsencode(frame) for frame in found])
+                yield Clip(f"{name}/{clip}".rstrip("/"), person, names)
+
+
+def _frames_of(root: Path, clip: str, left_out: Counter[str]) -> list[str]:
+    """The frames of a clip that have landmarks, in their order."""
+    images = sorted(_files(root / "frames" / clip, IMAGES))
+    known = {name[:-4] for name in _files(root / "landmarks" / clip, (".npy",))}
+    found = [name for name in images if name.rpartition(".")[0] in known]
+    if len(found) < len(images):
+        left_out["frames without a landmark file"] += len(images) - len(found)
+    if not found:
+        left_out["clips without a usable frame"] += 1
+    return found
+
+
+def _splits(root: Path, people: list[str]) -> dict[str, list[str]]:
+    """The identities of each split, by the lists or, without lists, by hash; each sorted."""
+    lists = {split: root / "splits" / f"{split}.txt" for split in get_args(Split)}
+    if not any(path.is_file() for path in lists.values()):
+        ranked = sorted(people, key=lambda name: hashlib.blake2b(name.encode()).digest())
+        share = max(1, round(SHARE * len(people))) if len(people) > 2 else 0
+        chosen = {"val": ranked[:share], "test": ranked[share : 2 * share]}
+        chosen["train"] = ranked[2 * share :]
+        return {split: sorted(names) for split, names in chosen.items()}
+    known, names = set(people), {}
+    for split, path in lists.items():
+        lines = path.read_text().splitlines() if path.is_file() else []
+        listed = {text for line in lines if (text := line.partition("#")[0].strip())}
+        if absent := listed - known:
+            log.warning("'%s': %d of %d have no frames", path, len(absent), len(listed))
+        names[split] = sorted(listed & known)
+    for one, other in (("train", "val"), ("train", "test"), ("val", "test")):
+        if both := set(names[one]) & set(names[other]):
+            raise DataError(
+                f"'{root / 'splits'}': {sorted(both)[:5]} are in {one}.txt and in {other}.txt; "
+                "an identity may be in one split only"
+            )
+    if not any(names.values()):
+        raise DataError(f"'{root / 'splits'}' names none of the identities, e.g. '{people[0]}'")
+    return names
+
+
+def _nothing_usable(root: Path, left_out: Counter[str]) -> str:
+    """What is in the folder instead."""
+    found = sorted(entry.name for entry in root.iterdir())
+    text = f"no frames in '{root}': found {found[:6] or 'nothing'}, wanted {WANTED}"
+    if left_out:
+        text += "; left out: " + ", ".join(f"{count} {kind}" for kind, count in left_out.items())
+    raw = {"mp4", "txt", "dev", "test"} & set(found) or any(n.endswith(".mp4") for n in found)
+    if raw:
+        text += ". The release's mp4 and txt files have to be made into frames and landmarks first"
+    return text

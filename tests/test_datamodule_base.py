@@ -1,0 +1,368 @@
+"""Crops, masks, choice of frames and bad frames, with a dataset whose frames are made on the spot."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageDraw
+from scipy.spatial import Delaunay
+
+from core.crop import face_crop, transform_points, warp
+from core.errors import DataError
+from core.landmarks import mirror
+from datamodules.augment import Augmentation, flip_matrix
+from datamodules.base import Clip, FaceDataModule, Frame, Split, crop, hull_mask
+from datamodules.cutting import cut_out
+from datamodules.sampler import Draw
+from tests.fakes.voxceleb import face_points, smooth_image
+
+SIZE = 48
+
+
+def frame(seed: int, size: int = 90, mask: bool = True) -> Frame:
+    rng = np.random.default_rng(seed)
+    points = torch.from_numpy(face_points(rng, size))
+    image = torch.from_numpy(smooth_image(rng, size)).permute(2, 0, 1)
+    return Frame(
+        image=image,
+        landmarks=points[:, :2],
+        confidence=points[:, 2],
+        mask=(image[:1] > 120).to(torch.uint8) * 255 if mask else None,
+    )
+
+
+class Source:
+    """Clips of six frames; ``spoil`` changes what is read of a frame."""
+
+    def __init__(
+        self, clips: int = 5, spoil: Callable[[str, int, Frame], Frame] = lambda *given: given[2]
+    ) -> None:
+        names = np.array([b"%d.jpg" % i for i in range(6)])
+        self.listed = [Clip(f"id{k}/video/{k}", f"id{k}", names) for k in range(clips)]
+        self.spoil, self.count = spoil, 0
+
+    def clips(self, split: Split) -> list[Clip]:
+        return self.listed if split != "val" else []
+
+    def read(self, clip: Clip, index: int) -> Frame:
+        self.count += 1
+        seed = 10 * self.listed.index(clip) + index
+        return self.spoil(clip.identity, index, frame(seed, mask=index % 2 == 0))
+
+
+class Faces(FaceDataModule):
+    def __init__(self, made: Source | None = None, **options: object) -> None:
+        settings = {"frames_per_clip": 3, "clips_per_batch": 2, "workers": 0, "image_size": SIZE}
+        super().__init__(**(settings | options))
+        self.made = made or Source()
+        self.setup("fit")
+
+    def source(self) -> Source:
+        return self.made
+
+
+def frames_of(batch: dict) -> list[list[int]]:
+    ids = [int(name.rpartition("/")[2]) for name in batch["sample_ids"]]
+    return np.array(ids).reshape(len(batch["images"]), -1).tolist()
+
+
+ALL = Augmentation(shift=0.1, scale=0.2, rotation=20.0, flip=0.5)
+
+
+# crops
+
+
+@pytest.mark.parametrize("side", [20, 70, 200, 700])
+@pytest.mark.parametrize("flipped", [False, True])
+def test_cutting_out_is_warping(side: int, flipped: bool) -> None:
+    image = torch.randint(0, 256, (4, 300, 400), dtype=torch.uint8)
+    for x, y in ((30.3, -5.7), (-90.2, 120.9), (390, 290)):  # the last: nearly outside
+        scale = SIZE / side
+        matrix = torch.tensor([[scale, 0, -scale * x], [0, scale, -scale * y], [0, 0, 1]])
+        matrix = flip_matrix(SIZE) @ matrix if flipped else matrix
+        expected = warp(image / 255, matrix, SIZE)
+        # from a reduction of four on, blocks are averaged first, elsewhere in a part of the image
+        tolerance = 2e-5 if side < 4 * SIZE else 0.2
+        torch.testing.assert_close(cut_out(image, matrix, SIZE), expected, atol=tolerance, rtol=0)
+
+
+def test_rotated_cutting_out_is_warping() -> None:
+    image = torch.randint(0, 256, (3, 120, 90), dtype=torch.uint8)
+    matrix = ALL.jitter(np.random.default_rng(0), SIZE) @ torch.diag(torch.tensor([0.7, 0.7, 1]))
+    expected = warp(image / 255, matrix, SIZE)
+    torch.testing.assert_close(cut_out(image, matrix, SIZE), expected, atol=2e-5, rtol=0)
+
+
+def test_flip_is_exact() -> None:
+    made = frame(1)
+    matrix = face_crop(made.landmarks, made.confidence, SIZE)
+    images, masks, points, confidence = crop(made, matrix, SIZE, False)
+    flipped = crop(made, flip_matrix(SIZE) @ matrix, SIZE, True)
+    torch.testing.assert_close(flipped[0], images.flip(-1), atol=2e-5, rtol=0)
+    torch.testing.assert_close(flipped[1], masks.flip(-1), atol=2e-5, rtol=0)
+    expected = mirror(torch.cat([points, confidence[:, None]], -1), SIZE)
+    torch.testing.assert_close(flipped[2], expected[:, :2], atol=1e-4, rtol=0)
+    assert torch.equal(flipped[3], expected[:, 2])
+    assert flipped[2][36, 0] < flipped[2][45, 0]  # the subject's right eye is again on the left
+
+
+def test_augmented_landmarks_stay_on_their_pixels() -> None:
+    # The image holds its own coordinates, so that each crop pixel says where it came from.
+    size = 256
+    y, x = torch.meshgrid(torch.arange(size), torch.arange(size), indexing="ij")
+    coordinates = torch.stack([x, y, torch.full_like(x, 255)]).to(torch.uint8)
+
+    def coordinate_image(_: str, __: int, made: Frame) -> Frame:
+        return replace(made, image=coordinates, landmarks=made.landmarks * 2.4, mask=None)
+
+    data = Faces(Source(8, coordinate_image), augmentation=ALL)
+    flips = set()
+    for batch in data.train_dataloader():
+        back, images = batch["crop_to_image"], batch["images"]
+        flips |= set(back[..., 0, 0].sign().flatten().tolist())
+        centres = torch.tensor([[24.5, 20.5], [10.5, 30.5]])
+        source = transform_points(back, centres.expand(*back.shape[:2], 2, 2))
+        for k, (column, row) in enumerate(((24, 20), (10, 30))):
+            assert (images[:, :, 2, row, column] > 0.99).all()  # within the image
+            seen = images[:, :, :2, row, column] * 255 + 0.5
+            torch.testing.assert_close(seen, source[:, :, k], atol=0.05, rtol=0)
+    assert flips == {-1.0, 1.0}
+
+
+def test_crop_to_image_takes_landmarks_home() -> None:
+    data = Faces(augmentation=ALL)
+    for batch in data.train_dataloader():
+        home = transform_points(batch["crop_to_image"], batch["landmarks"])
+        numbers = frames_of(batch)
+        for b, v in np.ndindex(2, 3):
+            clip = int(batch["sample_ids"][3 * b].split("/")[0][2:])
+            made = frame(10 * clip + numbers[b][v])
+            flipped = torch.linalg.det(batch["crop_to_image"][b, v]) < 0
+            expected = mirror(made.landmarks, 0) * torch.tensor([-1, 1])
+            expected = expected if flipped else made.landmarks
+            torch.testing.assert_close(home[b, v], expected, atol=1e-3, rtol=0)
+
+
+def test_hull_mask_is_the_convex_hull_with_a_forehead() -> None:
+    points = torch.from_numpy(face_points(np.random.default_rng(0), SIZE))
+    up = 0.35 * (points[27, :2] - points[8, :2])
+    corners = torch.cat([points[:, :2], points[17:27, :2] + up]).numpy()
+    fine = (np.mgrid[: SIZE * 8, : SIZE * 8].reshape(2, -1).T[:, ::-1] + 0.5) / 8
+    inside = Delaunay(corners).find_simplex(fine) >= 0
+    expected = inside.reshape(SIZE, 8, SIZE, 8).mean((1, 3))
+    mask = hull_mask(points[:, :2], points[:, 2], SIZE)[0].numpy()
+    assert np.abs(mask - expected).max() < 0.4  # an edge's ramp at a corner is not its area
+    assert np.abs(mask - expected).mean() < 0.005
+
+
+def test_hull_mask_without_chin_has_no_forehead() -> None:
+    points = torch.from_numpy(face_points(np.random.default_rng(0), SIZE))
+    confidence = torch.ones(68)
+    whole = hull_mask(points[:, :2], confidence, SIZE).sum()
+    confidence[8] = 0
+    brows = points[17:27, 1].min()
+    mask = hull_mask(points[:, :2], confidence, SIZE)
+    assert mask.sum() < whole
+    assert mask[0, : int(brows) - 1].sum() == 0
+
+
+def test_masks_end_where_the_image_ends() -> None:
+    def moved(_: str, __: int, made: Frame) -> Frame:
+        return replace(made, landmarks=made.landmarks - torch.tensor([25.0, 0]), mask=None)
+
+    data = Faces(Source(spoil=moved))
+    batch = next(iter(data.test_dataloader()))
+    black = batch["images"].amax(2, keepdim=True) == 0
+    assert black.any()
+    assert (batch["masks"][black] == 0).all()
+    assert (batch["masks"] > 0.5).any()
+
+
+def test_given_masks_are_cut_like_images() -> None:
+    picture = Image.new("L", (90, 90))
+    ImageDraw.Draw(picture).ellipse((20, 20, 70, 75), fill=255)
+    drawn = torch.from_numpy(np.array(picture))
+
+    def with_mask(_: str, __: int, made: Frame) -> Frame:
+        return replace(made, image=drawn.expand(3, -1, -1), mask=drawn[None])
+
+    for batch in Faces(Source(spoil=with_mask), augmentation=ALL).train_dataloader():
+        torch.testing.assert_close(batch["masks"], batch["images"][:, :, :1], atol=0, rtol=0)
+
+
+# choice
+
+
+def test_training_frames_differ_and_change_with_turn_and_seed() -> None:
+    data = Faces().train_dataloader().dataset
+    drawn = [frames_of({**data[Draw(turn, 1)], "images": [0]})[0] for turn in range(12)]
+    assert all(len(set(frames)) == 3 for frames in drawn)
+    assert len({tuple(frames) for frames in drawn}) > 6
+    assert {index for frames in drawn for index in frames} == set(range(6))
+    again = Faces(seed=1).train_dataloader().dataset
+    assert [frames_of({**again[Draw(t, 1)], "images": [0]})[0] for t in range(12)] != drawn
+
+
+def test_a_sample_depends_on_seed_turn_and_clip_only() -> None:
+    one, other = (Faces(augmentation=ALL).train_dataloader().dataset for _ in range(2))
+    one[Draw(0, 3)], one[Draw(5, 0)]
+    torch.manual_seed(7)
+    np.random.seed(7)  # noqa: NPY002
+    a, b = one[Draw(2, 1)], other[Draw(2, 1)]
+    assert a["sample_ids"] == b["sample_ids"]
+    for name in ("images", "masks", "landmarks", "landmark_confidence", "crop_to_image"):
+        assert torch.equal(a[name], b[name])
+
+
+def test_short_clips_repeat_frames() -> None:
+    data = Faces(frames_per_clip=8)
+    for loader in (data.train_dataloader(), data.test_dataloader()):
+        for frames in frames_of(next(iter(loader))):
+            assert len(frames) == 8
+            assert set(frames) == set(range(6))
+
+
+@pytest.mark.parametrize(("wanted", "frames"), [(1, [2]), (2, [1, 4]), (3, [0, 2, 4])])
+def test_evaluation_frames_are_spread_evenly(wanted: int, frames: list[int]) -> None:
+    data = Faces(eval_frames_per_clip=wanted, eval_clips_per_batch=3, augmentation=ALL)
+    batches = list(data.test_dataloader())
+    assert [len(batch["images"]) for batch in batches] == [3, 2]
+    assert [f for batch in batches for f in frames_of(batch)] == [frames] * 5
+    assert (batches[0]["crop_to_image"][..., 0, 1] == 0).all()  # not augmented
+
+
+@pytest.mark.parametrize(("every", "frames"), [(1, [0, 1, 2, 3, 4, 5]), (4, [0, 4])])
+def test_prediction_takes_each_frame_once(every: int, frames: list[int]) -> None:
+    ids = [
+        name
+        for batch in Faces(predict_every=every).predict_dataloader()
+        for name in batch["sample_ids"]
+    ]
+    assert ids == [f"id{k}/video/{k}/{f}" for k in range(5) for f in frames]
+
+
+def test_an_epoch_has_the_wanted_length() -> None:
+    assert len(Faces().train_dataloader()) == 2
+    assert len(Faces(clips_per_batch=7).train_dataloader()) == 1  # not none at all
+    loader = Faces(batches_per_epoch=9).train_dataloader()
+    batches = list(loader)
+    assert len(batches) == len(loader) == 9
+    assert {len(batch["images"]) for batch in batches} == {2}
+
+
+def test_empty_splits(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        assert Faces().val_dataloader() == []
+    assert "'val' is empty" in caplog.text
+    with pytest.raises(DataError, match="no clips in the split 'test'"):
+        Faces(Source(0)).test_dataloader()
+
+
+# bad frames
+
+
+def nan(made: Frame) -> Frame:
+    return replace(made, landmarks=made.landmarks.clone().index_fill_(0, torch.tensor([5]), np.nan))
+
+
+BAD = {
+    "landmarks are not finite": nan,
+    "landmarks are outside the image": lambda f: replace(f, landmarks=f.landmarks + 70),
+    "too few landmarks, or all in one place": lambda f: replace(f, confidence=f.confidence * 0),
+    "mask has another size than the image": lambda f: replace(
+        f, mask=torch.zeros(1, 89, 90, dtype=torch.uint8)
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+@pytest.mark.parametrize("workers", [0, 2])
+def test_bad_frames_are_left_out_and_counted(
+    kind: str, workers: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    def spoil(identity: str, index: int, made: Frame) -> Frame:
+        return BAD[kind](made) if index in (1, 4) and identity in ("id1", "id2") else made
+
+    data = Faces(Source(spoil=spoil), frames_per_clip=4, workers=workers)
+    loader = data.train_dataloader()
+    with caplog.at_level(logging.WARNING):
+        for _ in range(6):
+            for batch in loader:
+                for name in batch["sample_ids"]:
+                    assert not (name[:3] in ("id1", "id2") and name[-1] in "14")
+                for value in batch.values():
+                    assert isinstance(value, list) or value.isfinite().all()
+                assert all(len(set(frames)) == 4 for frames in frames_of(batch))
+    assert data.skipped == {"train": {kind: 4}}  # different frames, however often met
+    if not workers:  # the workers' go to the terminal
+        warnings = [r.getMessage() for r in caplog.records if kind in r.getMessage()]
+        assert len(warnings) == 1  # the first of its kind, with its name
+        assert "id1/video/1/" in warnings[0] or "id2/video/2/" in warnings[0]
+
+
+def test_a_clip_without_usable_frames_is_replaced_in_training_and_left_out_in_evaluation() -> None:
+    data = Faces(Source(spoil=lambda i, _, f: nan(f) if i == "id1" else f), eval_clips_per_batch=2)
+    loader = data.train_dataloader()
+    for _ in range(3):
+        for batch in loader:
+            assert len(batch["images"]) == 2
+            assert not any(name.startswith("id1/") for name in batch["sample_ids"])
+    ids = [name.split("/")[0] for batch in data.test_dataloader() for name in batch["sample_ids"]]
+    assert ids == [person for person in ("id0", "id2", "id3", "id4") for _ in range(3)]
+    assert data.skipped["test"] == {"landmarks are not finite": 6}
+
+
+def test_bad_files_are_not_read_again() -> None:
+    source = Source(spoil=lambda i, _, f: nan(f) if i == "id1" else f)
+    dataset = Faces(source).train_dataloader().dataset
+    dataset[Draw(0, 1)]
+    first = source.count
+    dataset[Draw(1, 1)]
+    assert (first, source.count - first) == (6 + 3, 3)
+
+
+@pytest.mark.parametrize("loader", ["train_dataloader", "test_dataloader", "predict_dataloader"])
+def test_nothing_usable_is_an_error_not_an_endless_loop(loader: str) -> None:
+    data = Faces(Source(spoil=lambda _, __, f: nan(f)), batches_per_epoch=3)
+    with pytest.raises(DataError, match='no usable frame in .* clips.*"landmarks are not finite"'):
+        list(getattr(data, loader)())
+
+
+def test_missing_landmarks_are_harmless() -> None:
+    def partly(_: str, __: int, made: Frame) -> Frame:
+        points, confidence = made.landmarks.clone(), made.confidence.clone()
+        points[3], confidence[3] = np.nan, 0
+        points[5], confidence[5] = 1e6, 0  # does not spoil the crop either
+        confidence[7] = 0.01
+        return Frame(made.image, points, confidence, made.mask)
+
+    data = Faces(Source(spoil=partly), min_landmark_confidence=0.1)
+    for batch in data.train_dataloader():
+        assert batch["landmarks"].isfinite().all()
+        assert (batch["landmark_confidence"][..., [3, 5, 7]] == 0).all()
+        assert (batch["landmark_confidence"] > 0).sum(-1).eq(65).all()
+        seen = batch["landmark_confidence"] > 0
+        assert batch["landmarks"][seen].min() > 0
+        assert batch["landmarks"][seen].max() < SIZE
+    assert data.skipped == {}
+
+
+@pytest.mark.parametrize("wrong", [{"flip": 1.5}, {"shift": -0.1}, {"rotation": 400.0}])
+def test_senseless_augmentation_is_an_error(wrong: dict) -> None:
+    with pytest.raises(DataError, match=next(iter(wrong))):
+        Augmentation(**wrong)
+
+
+def test_jitter_stays_in_its_bounds_and_reaches_them() -> None:
+    rng = np.random.default_rng(0)
+    matrices = torch.stack([ALL.jitter(rng, SIZE) for _ in range(2000)])
+    scale = torch.linalg.det(matrices).sqrt()
+    angle = torch.rad2deg(torch.atan2(matrices[:, 1, 0], matrices[:, 0, 0]))
+    centre = torch.full((2000, 1, 2), SIZE / 2)
+    shift = (transform_points(matrices, centre) - centre).abs() / SIZE
+    for value, most in ((shift, 0.1), (scale, 1.2), (1 / scale, 1.2), (angle.abs(), 20)):
+        assert 0.98 * most < value.max() < 1.0001 * most
+    assert abs(angle.mean()) < 1
