@@ -18,7 +18,7 @@ from torch import Tensor
 from core.camera import Camera, WeakPerspectiveCamera
 from core.contracts import FaceBatch, Reconstruction
 from core.lighting import AMBIENT, sh_basis
-from core.mesh import export_glb, export_obj
+from core.mesh import export_glb, export_obj, used
 from core.picture import (
     composite,
     draw_landmarks,
@@ -206,7 +206,8 @@ def _single(
 
 
 def _meshes(folder: Path, face: Reconstruction) -> None:
-    arguments = (face.vertices[0, 0], face.triangles, face.uv, face.albedo_map[0, 0])
+    kept, triangles = used(face.triangles)
+    arguments = (face.vertices[0, 0, kept], triangles, face.uv[kept], face.albedo_map[0, 0])
     export_obj(folder / "face.obj", *arguments)
     export_glb(folder / "face.glb", *arguments)
 

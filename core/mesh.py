@@ -67,6 +67,12 @@ def edges(triangles: Int[Tensor, "t 3"]) -> Int[Tensor, "e 2"]:
     return torch.unique(pairs.sort(-1).values, dim=0)
 
 
+def used(triangles: Int[Tensor, "t 3"]) -> tuple[Int[Tensor, " m"], Int[Tensor, "t 3"]]:
+    """The vertices that triangles refer to, in order, and the triangles among these alone."""
+    kept, renumbered = torch.unique(triangles, return_inverse=True)
+    return kept, renumbered
+
+
 def export_obj(
     path: Path,
     vertices: Float[Tensor, "n 3"],

@@ -75,7 +75,7 @@ class UnusableFrameError(Exception):
         self.fault = fault
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Clip:
     """Frames of one person in one recording.
 
@@ -90,7 +90,7 @@ class Clip:
     frames: np.ndarray
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Frame:
     """One frame as read; what is wrong with it beyond its types is found out by the reader.
 
@@ -357,27 +357,27 @@ class ClipDataset(Dataset):
         Raises:
             DataError: ``PATIENCE`` clips in a row have no usable frame.
         """
-        clips = [clip for draw in draws if (clip := self._clip(draw, self._replaced)) is not None]
-        return clips or [self._clip(draws[0], True)]  # an empty batch is no batch
+        patience = 1 if self.augmentation is None else PATIENCE
+        clips = [clip for draw in draws if (clip := self._clip(draw, patience))]
+        if clips:
+            return clips
+        clip = self._clip(draws[0], PATIENCE)  # an empty batch would be none
+        if clip is not None:
+            return [clip]
+        raise DataError(
+            f"{self.source}: no usable frame in {min(PATIENCE, len(self.clips))} clips, the first "
+            f"of them '{self.clips[draws[0].clip].name}'; unusable so far: "
+            f"{json.dumps(self.skipped)}. The warnings above name a file of each kind."
+        )
 
-    @property
-    def _replaced(self) -> bool:
-        return self.augmentation is not None
-
-    def _clip(self, draw: Draw, replaced: bool) -> FaceBatch | None:
+    def _clip(self, draw: Draw, patience: int) -> FaceBatch | None:
+        """The clip, or one of the next ones if it has no usable frame."""
         random = np.random.default_rng((self.seed, *draw))
-        tries = min(PATIENCE, len(self.clips)) if replaced else 1
-        for number in range(tries):
-            index = (draw.index + number) % len(self.clips)
+        for number in range(min(patience, len(self.clips))):
+            index = (draw.clip + number) % len(self.clips)
             if frames := self._chosen(index, random):
                 return self._cut(self.clips[index], frames, random)
-        if not replaced:
-            return None
-        raise DataError(
-            f"{self.source}: no usable frame in {tries} clips, the first of them "
-            f"'{self.clips[draw.index].name}'; unusable so far: {json.dumps(self.skipped)}. "
-            "The warnings above name a file of each kind."
-        )
+        return None
 
     def _chosen(self, index: int, random: np.random.Generator) -> list[tuple[int, Frame, Tensor]]:
         """Usable frames with their crop matrices: v, some repeated if there are fewer, or none."""

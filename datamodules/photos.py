@@ -71,13 +71,17 @@ class Photos(LightningDataModule):
         """
         if not self.path.exists():
             raise AssetNotFoundError(
-                "photos", f"'{self.path}'", "Give a folder of photos, a photo or a video: --data.path."
+                "photos",
+                f"'{self.path}'",
+                "Give a folder of photos, a photo or a video: --data.path.",
             )
         if self.path.is_dir():
             self.files = sorted(f for f in self.path.iterdir() if f.suffix.lower() in IMAGES)
             if not self.files:
                 found = sorted({f.suffix or f.name for f in self.path.iterdir()})[:8]
-                raise DataError(f"no photo in '{self.path}': found {found}, wanted {sorted(IMAGES)}")
+                raise DataError(
+                    f"no photo in '{self.path}': found {found}, wanted {sorted(IMAGES)}"
+                )
         elif self.path.suffix.lower() in IMAGES | VIDEOS:
             self.files = [self.path]
         else:
@@ -102,7 +106,9 @@ class _Faces(IterableDataset):
         count = 0
         for name, image, points in reader:
             if not torch.isfinite(points).all() or points.shape[-2] not in (5, 68):
-                reader.skip(name, f"landmarks are {tuple(points.shape)}, wanted finite (5, 2) or (68, 2)")
+                reader.skip(
+                    name, f"landmarks are {tuple(points.shape)}, wanted finite (5, 2) or (68, 2)"
+                )
                 continue
             faces.append((name, image, points))
             if len(faces) == photos.batch_size:
@@ -112,9 +118,13 @@ class _Faces(IterableDataset):
             yield self.batch(faces)
             count += len(faces)
         if reader.skipped:
-            log.warning("%d of %d skipped in '%s'", reader.skipped, reader.skipped + count, photos.path)
+            log.warning(
+                "%d of %d skipped in '%s'", reader.skipped, reader.skipped + count, photos.path
+            )
         if not count:
-            raise DataError(f"no usable face in '{photos.path}': {reader.skipped} skipped, see above")
+            raise DataError(
+                f"no usable face in '{photos.path}': {reader.skipped} skipped, see above"
+            )
 
     def batch(self, faces: list[tuple[str, Tensor, Tensor]]) -> FaceBatch:
         size, margin = self.photos.image_size, self.photos.crop_margin
@@ -189,7 +199,9 @@ class _Reader:
         if known is not None:
             with np.load(known, allow_pickle=False) as arrays:
                 if "landmarks" not in arrays:
-                    raise DataError(f"'{known}' has {arrays.files}, wanted 'landmarks' (frames, 5 or 68, 2)")
+                    raise DataError(
+                        f"'{known}' has {arrays.files}, wanted 'landmarks' (frames, 5 or 68, 2)"
+                    )
                 points = torch.from_numpy(arrays["landmarks"]).float()[..., :2]
                 valid = arrays["valid"] if "valid" in arrays else np.ones(len(points), bool)
         try:
@@ -198,7 +210,9 @@ class _Reader:
                     if index % self.photos.every:
                         continue
                     name = f"{file.stem}_{index:06d}"
-                    image = torch.from_numpy(frame.to_ndarray(format="rgb24")).permute(2, 0, 1) / 255
+                    image = (
+                        torch.from_numpy(frame.to_ndarray(format="rgb24")).permute(2, 0, 1) / 255
+                    )
                     if points is None:
                         yield from self.detected(name, image)
                     elif index >= len(points) or not valid[index]:

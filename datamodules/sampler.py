@@ -11,17 +11,19 @@ import numpy as np
 from torch.utils.data import DataLoader
 from torch.utils.data.distributed import DistributedSampler
 
+from core.errors import DataError
+
 
 class Draw(NamedTuple):
     """One clip for one batch.
 
     Attributes:
         turn: how often the whole set was gone through before; seeds what is random about the clip.
-        index: the clip.
+        clip: its number.
     """
 
     turn: int
-    index: int
+    clip: int
 
 
 class EpochSampler(DistributedSampler):
@@ -73,7 +75,7 @@ class EpochSampler(DistributedSampler):
         """Nothing: the loader counts the epochs. Lightning calls this."""
 
     def __iter__(self) -> Iterator[Draw]:
-        turn, order = -1, np.empty(0)
+        turn, order = -1, np.empty(0, np.int64)
         first = self.epoch * self.length if self.shuffle else 0
         for place in range(first + self.position, first + self.length):
             wanted, index = divmod(place * self.num_replicas + self.rank, self.count)
@@ -98,18 +100,21 @@ class ResumableLoader(DataLoader):
     batches = 0  # handed out in this epoch
     loaded = False
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         # A generator: nothing happens before the first batch is asked for.
         whole = self.batches >= len(self)
         if whole or (self.batches and not self.loaded):
             self.epoch, self.batches = self.epoch + 1, 0
         self.loaded = False
-        assert isinstance(self.sampler, EpochSampler)
-        assert self.batch_size is not None
-        self.sampler.start_at(self.epoch, self.batches * self.batch_size)
-        for batch in super().__iter__():
-            self.batches += 1
-            yield batch
+        if isinstance(self.sampler, EpochSampler):  # for prediction Lightning wraps it
+            assert self.batch_size is not None
+            self.sampler.start_at(self.epoch, self.batches * self.batch_size)
+        try:
+            for batch in super().__iter__():
+                self.batches += 1
+                yield batch
+        except DataError as error:  # a worker's carries the traceback; its last line is ours
+            raise DataError(str(error).rpartition("DataError: ")[2].strip()) from None
 
     def state_dict(self) -> dict[str, int]:
         """The place, to be given to ``load_state_dict``."""

@@ -34,13 +34,13 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
+from PIL import Image
 from torch import Tensor
-from torchvision.io import ImageReadMode, decode_image, read_file
 from tqdm import tqdm
 
 from core.errors import AssetNotFoundError, DataError
@@ -154,18 +154,18 @@ class FrameTree:
         stem = name.rpartition(".")[0]
         landmarks, confidence = _landmarks(self.root / "landmarks" / clip.name / f"{stem}.npy")
         path = self.root / "frames" / clip.name / name
-        image = _decode(path, ImageReadMode.RGB, Fault.IMAGE)
+        image = _decode(path, "RGB", Fault.IMAGE)
         mask = None
         if self.has_masks:
             path = self.root / "masks" / clip.name / f"{stem}.png"
-            mask = _decode(path, ImageReadMode.GRAY, Fault.MASK)
+            mask = _decode(path, "L", Fault.MASK)
         return Frame(image, landmarks, confidence, mask)
 
 
 def _landmarks(path: Path) -> tuple[Float[Tensor, "68 2"], Float[Tensor, "68"]]:
     try:
         array = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+    except Exception as error:  # numpy raises as many kinds as Pillow does, see below
         raise UnusableFrameError(Fault.LANDMARKS, f"'{path}': {error}") from error
     if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiu":
         raise UnusableFrameError(Fault.LANDMARKS, f"'{path}': not an array of numbers")
@@ -177,15 +177,17 @@ def _landmarks(path: Path) -> tuple[Float[Tensor, "68 2"], Float[Tensor, "68"]]:
     return values[:, :2], values[:, 2] if values.shape[1] == 3 else torch.ones(68)
 
 
-def _decode(path: Path, mode: ImageReadMode, fault: Fault) -> UInt8[Tensor, "c h w"]:
+def _decode(path: Path, mode: Literal["RGB", "L"], fault: Fault) -> UInt8[Tensor, "c h w"]:
     try:
-        image = decode_image(read_file(str(path)), mode)
-    except RuntimeError as error:
-        reason = str(error).rpartition(", ")[2]
-        raise UnusableFrameError(fault, f"'{path}': {reason}") from error
-    if image.dtype == torch.uint16:
-        image = (image.float() / 257).round().to(torch.uint8)
-    return image
+        with Image.open(path) as image:
+            if image.mode.startswith("I"):  # 16 bits, which Pillow would clip
+                grey = (np.asarray(image) / 257).round().astype(np.uint8)
+                pixels = np.array(Image.fromarray(grey).convert(mode))
+            else:
+                pixels = np.array(image.convert(mode))
+    except Exception as error:  # Pillow's parsers raise a dozen kinds on damaged files
+        raise UnusableFrameError(fault, f"'{path}': {error}") from error
+    return torch.from_numpy(np.atleast_3d(pixels)).permute(2, 0, 1)
 
 
 def _folders(path: Path) -> list[str]:

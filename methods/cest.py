@@ -148,6 +148,7 @@ class CEST(FaceMethod):
         face_model: "procedural" or the path of a face model's .npz.
         identity_dims: how many identity modes are estimated; all by default. The paper: 199 of BFM 2009.
         expression_dims: how many expression modes are estimated; all by default. The paper: 29 of 3DDFA.
+        region: the part of the face model that is rendered, unwrapped and given back; None = the whole mesh.
         image_size: height and width of the input images, pixels.
         uv_size: height and width of the texture and reflectance maps, texels.
         width: channels after the first layer of each encoder.
@@ -166,11 +167,15 @@ class CEST(FaceMethod):
         backend: of the rasterizer.
     """
 
+    triangles: Int[Tensor, "t 3"]
+    pivot: Float[Tensor, "3"]
+
     def __init__(
         self,
         face_model: str = "procedural",
         identity_dims: int | None = None,
         expression_dims: int | None = None,
+        region: str | None = "face",
         image_size: int = 256,
         uv_size: int = 256,
         width: int = 32,
@@ -196,7 +201,9 @@ class CEST(FaceMethod):
         self.detach_conditions = detach_conditions
         self.face_extent_mm = face_extent_mm
         self.lr, self.anneal_steps, self.backend = lr, anneal_steps, backend
-        self.uv_grid = uv_grid(self.face_model.uv, self.face_model.triangles, uv_size)
+        triangles = self.face_model.part(region) if region else self.face_model.triangles
+        self.register_buffer("triangles", triangles, persistent=False)
+        self.uv_grid = uv_grid(self.face_model.uv, triangles, uv_size)
 
         lights = 9 * light_channels
         self.f_viewpoint = Encoder(3, image_size, 7, width)
@@ -229,7 +236,7 @@ class CEST(FaceMethod):
         identity, expression = coefficients.split(self.dims, -1)
         vertices = self.face_model.shape(identity, expression)  # Eq. 5
 
-        triangles, uv = self.face_model.triangles, self.face_model.uv
+        triangles, uv = self.triangles, self.face_model.uv
         size = (images.shape[-2], images.shape[-1])
         surface = draw(vertices, triangles, uv, camera, size, self.backend)
         if self.conditional:

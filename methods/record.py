@@ -3,6 +3,7 @@
 import json
 import platform
 import subprocess
+import time
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -71,6 +72,20 @@ class RunRecord(Callback):
         write_numbered(self.folder / "run.json", json.dumps(record, indent=2) + "\n")
         for logger in trainer.loggers:
             logger.log_hyperparams(self.config)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Starts the clock."""
+        self._start, self._first = time.monotonic(), trainer.global_step
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Adds how long training took, of this start of the run, to run.json."""
+        if not trainer.is_global_zero:
+            return
+        path = self.folder / "run.json"
+        record = json.loads(path.read_text(encoding="utf-8"))
+        record["train_seconds"] = round(time.monotonic() - self._start, 1)
+        record["steps"] = {"first": self._first, "last": trainer.global_step}
+        path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 
 def versions() -> dict[str, str]:

@@ -59,8 +59,8 @@ def grid(columns, rows, extent=1.0, seed=0):
     random = np.random.default_rng(seed)
     x, y = np.meshgrid(np.linspace(-1, 1, columns + 1), np.linspace(-1, 1, rows + 1))
     inner = (abs(x) < 1) & (abs(y) < 1)
-    x = x + inner * random.uniform(-0.45, 0.45, x.shape) * 2 / columns
-    y = y + inner * random.uniform(-0.45, 0.45, y.shape) * 2 / rows
+    x = x + inner * random.uniform(-0.2, 0.2, x.shape) * 2 / columns
+    y = y + inner * random.uniform(-0.2, 0.2, y.shape) * 2 / rows
     z = random.uniform(-0.5, 0.5, x.shape)
     clip = np.stack([x * extent, y * extent, z, np.ones_like(x)], -1).reshape(1, -1, 4)
     a = (np.arange(rows)[:, None] * (columns + 1) + np.arange(columns)).ravel()
@@ -124,7 +124,7 @@ def test_backends_agree(name, size):
     }[name]()
     fast, slow = (rasterize(clip, triangles, size, backend) for backend in ("cpu", "reference"))
     covered = (fast.triangle_index >= 0) | (slow.triangle_index >= 0)
-    assert covered.float().mean() > 0.1
+    assert covered.sum() > 400
     same = fast.triangle_index == slow.triangle_index
     assert (same & covered).sum() >= 0.9995 * covered.sum()
     assert torch.allclose(fast.barycentric[same], slow.barycentric[same], atol=1e-3)
@@ -356,9 +356,12 @@ def test_gradients_are_exact_in_float64(backend):
 def test_gradients_equal_the_references(make):
     clip, triangles = make()
     weight = torch.randn(2, 40, 40, 2, generator=torch.Generator().manual_seed(0))
+    # not where the centre is beside the unsnapped triangle, which may be as thin as you like
+    u, v = rasterize(clip, triangles, (40, 40), "reference").barycentric.unbind(-1)
+    weight *= ((u > 0.02) & (v > 0.02) & (u + v < 0.98))[..., None]
     gradients, indices = [], []
     for backend, dtype in (("cpu", torch.float32), ("reference", torch.float64)):
-        position = clip.to(dtype).requires_grad_()
+        position = clip.detach().to(dtype).clone().requires_grad_()
         fragments = rasterize(position, triangles, (40, 40), backend)
         (fragments.barycentric * weight).sum().backward()
         gradients.append(position.grad.double())
@@ -388,22 +391,22 @@ def test_same_result_for_any_number_of_threads():
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
-def _draws_in_child(queue):
-    clip, triangles = sphere(batch=4)
+def _draws_in_child(queue, clip, triangles):
     queue.put(int((rasterize(clip, triangles, (32, 32)).triangle_index >= 0).sum()))
 
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_a_forked_process_can_draw_too():
+    # torch's own operations are another matter: they may hang in a fork, so there are none of size
     clip, triangles = sphere(batch=4)
     covered = int((rasterize(clip, triangles, (32, 32)).triangle_index >= 0).sum())
     context = multiprocessing.get_context("fork")
-    queue = context.Queue()
-    child = context.Process(target=_draws_in_child, args=(queue,))
+    queue = context.SimpleQueue()
+    child = context.Process(target=_draws_in_child, args=(queue, clip, triangles))
     child.start()
-    assert queue.get(timeout=60) == covered
-    child.join(60)
+    child.join(30)
     assert child.exitcode == 0
+    assert queue.get() == covered
 
 
 def test_half_precision_attributes_and_autocast():
@@ -450,26 +453,28 @@ def test_antialias_leaves_inner_edges_alone():
     assert torch.equal(antialias(image, fragments, clip, triangles), image)
 
 
-def test_antialias_of_a_disk_gives_its_area_and_the_gradient_of_its_size():
-    count = 60
+def test_antialias_of_disks_gives_their_area_and_the_gradient_of_their_size():
+    count, disks, size = 12, 24, (64, 64)
     angle = torch.arange(count, dtype=torch.float32) / count * 2 * math.pi
     triangles = torch.stack([torch.arange(count), (torch.arange(count) + 1) % count], -1)
     triangles = torch.cat([triangles, torch.full((count, 1), count)], -1)
-    size, radius = (64, 64), torch.tensor(20.3, requires_grad=True)
-    rim = torch.stack([angle.cos(), angle.sin()], -1) * radius / 32 + 0.01
-    points = torch.cat([rim, torch.full((1, 2), 0.01)])
-    clip = torch.cat([points, torch.zeros(count + 1, 1), torch.ones(count + 1, 1)], -1)[None]
+    radius = torch.linspace(18, 22, disks).requires_grad_()
+    turn = angle + torch.linspace(0, 1, disks)[:, None]
+    rim = torch.stack([turn.cos(), turn.sin()], -1) * radius[:, None, None]
+    points = torch.cat([rim, torch.zeros(disks, 1, 2)], 1) / 32 + 0.01
+    clip = torch.cat([points, points.new_tensor([0, 1.0]).expand(disks, count + 1, 2)], -1)
     fragments = rasterize(clip, triangles, size)
     mask = (fragments.triangle_index >= 0).float()[..., None]
-    area = antialias(mask, fragments, clip, triangles).sum()
+    area = antialias(mask, fragments, clip, triangles).sum((1, 2, 3))
     polygon = count / 2 * math.sin(2 * math.pi / count)  # area of the unit polygon
-    assert area.item() == pytest.approx(polygon * 20.3**2, rel=0.005)
-    gradient = torch.autograd.grad(area, radius)[0].item()
-    assert gradient == pytest.approx(2 * polygon * 20.3, rel=0.05)
+    assert torch.allclose(area, polygon * radius.square(), rtol=0.01)
+    gradient = torch.autograd.grad(area.sum(), radius)[0]
+    # each counts whole rows and columns of pixels; on average that is right
+    assert (gradient / (2 * polygon * radius)).mean().item() == pytest.approx(1, abs=0.05)
 
 
 def test_antialias_finds_the_fold_of_a_closed_surface():
-    clip, triangles = sphere(columns=20, rows=10, batch=1)
+    clip, triangles = sphere(columns=8, rows=6, batch=1)
     fragments = rasterize(clip, triangles, (80, 80))
     mask = (fragments.triangle_index >= 0).float()[..., None]
     smooth = antialias(mask, fragments, clip, triangles)

@@ -41,8 +41,8 @@ def loader(workers: int = 0, **options: object) -> ResumableLoader:
 
 def test_all_clips_are_drawn_equally_often_whatever_the_length_of_an_epoch() -> None:
     drawn = [draw for epoch in epochs(EpochSampler(10, length=4, seed=1), 15) for draw in epoch]
-    assert Counter(draw.index for draw in drawn) == dict.fromkeys(range(10), 6)
-    assert len(set(drawn)) == 60  # (turn, index) seeds the clip: never twice the same
+    assert Counter(draw.clip for draw in drawn) == dict.fromkeys(range(10), 6)
+    assert len(set(drawn)) == 60  # (turn, clip) seeds the clip: never twice the same
     assert [draw.turn for draw in drawn] == sorted(draw.turn for draw in drawn)
 
 
@@ -50,8 +50,8 @@ def test_order_depends_on_seed_and_epoch() -> None:
     first = epochs(EpochSampler(50, length=50, seed=1), 2)
     assert epochs(EpochSampler(50, length=50, seed=1), 2) == first
     assert epochs(EpochSampler(50, length=50, seed=2), 2) != first
-    assert [d.index for d in first[0]] != [d.index for d in first[1]]
-    assert [d.index for d in first[0]] != sorted(d.index for d in first[0])
+    assert [d.clip for d in first[0]] != [d.clip for d in first[1]]
+    assert [d.clip for d in first[0]] != sorted(d.clip for d in first[0])
 
 
 def test_processes_share_the_stream() -> None:
@@ -65,8 +65,8 @@ def test_processes_share_the_stream() -> None:
 def test_in_order_every_clip_comes_once_to_one_process() -> None:
     parts = [list(EpochSampler(7, shuffle=False, rank=r, world_size=2)) for r in (0, 1)]
     assert len(parts[0]) == len(parts[1])  # else a process would wait for the other
-    assert [d.index for d in parts[0]] == [0, 2, 4, 6]
-    assert [d.index for d in parts[1]] == [1, 3, 5, 0]
+    assert [d.clip for d in parts[0]] == [0, 2, 4, 6]
+    assert [d.clip for d in parts[1]] == [1, 3, 5, 0]
     assert list(EpochSampler(3, shuffle=False)) == [Draw(0, 0), Draw(0, 1), Draw(0, 2)]
 
 

@@ -48,7 +48,7 @@ def root(settings, tmp_path_factory) -> Path:
 def plain(fake, tmp_path_factory) -> Path:
     """A set that is explained by the truth alone: nothing before the face, no flaws."""
     settings = SynthesisSettings(
-        identities=(0, 0, 2), face_model=fake, occluders=0, unmodelled=0, degradation=0, **SMALL
+        identities=(0, 0, 2), face_model=fake, occluders=0.0, unmodelled=0.0, degradation=0.0, **SMALL
     )
     root = tmp_path_factory.mktemp("plain")
     write_set(root, settings, jobs=1)
@@ -258,10 +258,10 @@ def test_truth_errors(root, tmp_path):
     clip = tmp_path / "truth/a/b/c.npz"
     clip.parent.mkdir(parents=True)
     clip.write_bytes(b"nothing")
-    with pytest.raises(AssetNotFoundError, match="model.npz"):
+    with pytest.raises(DataError, match=r"c\.npz"):
         load_truth(tmp_path, "a/b/c/000000")
-    (tmp_path / "truth/model.npz").write_bytes((root / "truth/model.npz").read_bytes())
-    with pytest.raises(DataError, match="c.npz"):
+    clip.write_bytes((root / "truth/id00000/video00/00000.npz").read_bytes())
+    with pytest.raises(AssetNotFoundError, match=r"model\.npz"):
         load_truth(tmp_path, "a/b/c/000000")
 
 

@@ -137,6 +137,14 @@ class FaceModel(nn.Module):
             raise DataError(f"face model '{self.name}' has no region '{name}', only {self.region_names}")
         return getattr(self, f"region_{name}")
 
+    def part(self, name: str) -> Int[Tensor, "t 3"]:
+        """The triangles with all three corners in a region; indices are those of the whole mesh.
+
+        Raises:
+            DataError: this model has no such region.
+        """
+        return self.triangles[self.region(name)[self.triangles].all(-1)]
+
     def shape(
         self, identity: Float[Tensor, "*b ki"], expression: Float[Tensor, "*b ke"] | None = None
     ) -> Float[Tensor, "*b n 3"]:

@@ -1,10 +1,12 @@
 """The CPU backend: numba kernels, the same result for any number of threads."""
 
+from typing import Any
+
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import once_differentiable
 
 from core.rasterize import kernels
 from core.rasterize.fragments import Fragments
@@ -16,7 +18,7 @@ class _Rasterize(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: FunctionCtx, clip: Tensor, triangles: Tensor, size: tuple[int, int]
+        ctx: Any, clip: Tensor, triangles: Tensor, size: tuple[int, int]
     ) -> tuple[Tensor, Tensor, Tensor]:
         clip = clip.contiguous()
         shape = (len(clip), *size)
@@ -31,7 +33,7 @@ class _Rasterize(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(
-        ctx: FunctionCtx, grad_barycentric: Tensor, *_: Tensor | None
+        ctx: Any, grad_barycentric: Tensor, *_: Tensor | None
     ) -> tuple[Tensor, None, None]:
         clip, triangles, index = ctx.saved_tensors
         grad_clip = torch.zeros_like(clip)
@@ -47,7 +49,7 @@ class _Interpolate(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: FunctionCtx, attributes: Tensor, barycentric: Tensor, index: Tensor, triangles: Tensor
+        ctx: Any, attributes: Tensor, barycentric: Tensor, index: Tensor, triangles: Tensor
     ) -> Tensor:
         tensors = (attributes.contiguous(), triangles, barycentric.contiguous(), index.contiguous())
         output = attributes.new_empty(*index.shape, attributes.shape[-1])
@@ -62,7 +64,7 @@ class _Interpolate(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         attributes, _, barycentric, index = ctx.saved_tensors
         wants_attributes, wants_barycentric = ctx.needs_input_grad[:2]
         nothing = attributes.new_empty(0)

@@ -15,6 +15,7 @@ Triangles that reach out of the depth range or very far out are clipped first (d
 guard band); that path is slow and rare.
 """
 
+from collections.abc import Callable
 from typing import no_type_check
 
 import numpy as np
@@ -40,7 +41,7 @@ TWO = int(np.float64(2).view(np.int64))
 EMPTY = 2**63 - 1
 
 
-def kernel(function):
+def kernel(function: Callable) -> Callable:
     """Compile for nopython mode; the machine code is kept on disk."""
     return njit(nogil=True, cache=True, error_model="numpy", fastmath={"contract"})(function)
 
@@ -105,7 +106,7 @@ def _snap(clip, snapped, width, height):
         x = np.float32(clip[vertex, 0] * inverse * (8 * width))
         y = np.float32(clip[vertex, 1] * inverse * (8 * height))
         z = np.float32(clip[vertex, 2] * inverse)
-        usual = (abs(x) < LIMIT) & (abs(y) < LIMIT) & (w > 0) & (abs(z) <= 1)
+        usual = (abs(x) < LIMIT) & (abs(y) < LIMIT) & (w > 0) & (w < np.inf) & (abs(z) <= 1)
         snapped[vertex, 0] = (x + ROUND) - ROUND if usual else UNSNAPPED
         snapped[vertex, 1] = (y + ROUND) - ROUND
         snapped[vertex, 2] = z

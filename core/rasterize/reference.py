@@ -108,8 +108,8 @@ def _shade(
     covered = index >= 0
     image, row, column = covered.nonzero(as_tuple=True)
     corners = clip[image[:, None], triangles[index[covered]]]
-    px = corners[..., 0] - ((2 * column + 1) / width - 1)[:, None] * corners[..., 3]
-    py = corners[..., 1] - ((2 * row + 1) / height - 1)[:, None] * corners[..., 3]
+    px = corners[..., 0] - ((2 * column.double() + 1) / width - 1)[:, None] * corners[..., 3]
+    py = corners[..., 1] - ((2 * row.double() + 1) / height - 1)[:, None] * corners[..., 3]
     following, last = [1, 2, 0], [2, 0, 1]
     areas = px[:, following] * py[:, last] - px[:, last] * py[:, following]
     total = areas.sum(-1, keepdim=True)

@@ -89,8 +89,8 @@ def _crossed_edge(
         chosen = torch.where(found, corner, chosen)
     kept = (chosen >= 0).nonzero()[:, 0]
     chosen, corners = chosen[kept, None], corners[kept]
-    start = corners.gather(1, (chosen + 1) % 3)[:, 0]
-    return kept, start, corners.gather(1, (chosen + 2) % 3)[:, 0]
+    ends = [corners.gather(1, (chosen + step) % 3)[:, 0] for step in (1, 2)]
+    return kept, ends[0], ends[1]
 
 
 def _crossing(

@@ -1,0 +1,105 @@
+"""An ablation of a method against its default, at the same budget, over several seeds.
+
+    python -m benchmarks.ablation iest --seeds 1 2 3
+
+Trains and scores both, seed by seed, and writes benchmarks/results/ablation_<name>.json and .md: mean and spread of
+each metric, and the differences seed by seed.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+ABLATIONS = {"iest": "configs/ablations/cest_iest.yaml"}
+METRICS = (
+    "photometric_255",
+    "albedo_255",
+    "nme_percent",
+    "pose_degrees",
+    "shape_mm",
+    "neutral_mm",
+)
+RESULTS = Path(__file__).parent / "results"
+
+
+def main() -> None:
+    """Run what is missing, then summarize."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.ablation", description=__doc__)
+    parser.add_argument("name", choices=sorted(ABLATIONS))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--runs", type=Path, default=Path("runs/ablation"), help="where to train")
+    parser.add_argument("options", nargs=argparse.REMAINDER, help="after --: for every training")
+    given = parser.parse_args()
+    options = [option for option in given.options if option != "--"]
+    scores: dict[str, list[dict[str, float]]] = {"cest": [], given.name: []}
+    for seed in given.seeds:
+        for variant, found in scores.items():
+            overlay = [] if variant == "cest" else ["--config", ABLATIONS[given.name]]
+            run = given.runs / f"{variant}_{seed}"
+            found.append(train_and_score(run, seed, overlay, options))
+            print(variant, seed, found[-1], flush=True)
+    summary = {
+        "seeds": given.seeds,
+        "options": options,
+        **{variant: summarize(found) for variant, found in scores.items()},
+    }
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"ablation_{given.name}.json"
+    path.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    text = table(summary, given.name)
+    path.with_suffix(".md").write_text(text, encoding="utf-8")
+    print(f"{text}\nwritten to {path}")
+
+
+def train_and_score(
+    run: Path, seed: int, overlay: list[str], options: list[str]
+) -> dict[str, float]:
+    """The means of the metrics after training in this folder; a finished run is not trained again."""
+    scored = run / "benchmarks" / "synthetic.json"
+    if not scored.is_file():
+        for subcommand in ("fit", "test"):
+            command = [sys.executable, "-m", "methods.cest", subcommand]
+            command += ["--config", "configs/cest.yaml", *overlay, "--ckpt_path", "last"]
+            command += [f"--trainer.default_root_dir={run}", f"--seed_everything={seed}"]
+            command += [f"--data.init_args.seed={seed}", *options]
+            subprocess.run(command, check=True)
+    metrics = json.loads(scored.read_text())["metrics"]
+    return {name: metrics[name]["value"]["mean"] for name in METRICS}
+
+
+def summarize(scores: list[dict[str, float]]) -> dict[str, Any]:
+    """Mean, standard deviation over the seeds, and the values."""
+    summary = {}
+    for name in METRICS:
+        values = [score[name] for score in scores]
+        spread = statistics.stdev(values) if len(values) > 1 else 0.0
+        summary[name] = {
+            "mean": round(statistics.mean(values), 4),
+            "std": round(spread, 4),
+            "values": [round(value, 4) for value in values],
+        }
+    return summary
+
+
+def table(summary: dict[str, Any], name: str) -> str:
+    """Markdown: both variants, mean +- standard deviation over the seeds."""
+    lines = [
+        f"CEST against {name.upper()}, seeds {summary['seeds']}, mean ± standard deviation over them; lower is better.",
+        "",
+        f"| metric | CEST | {name.upper()} | seeds won by CEST |",
+        "|---|---|---|---|",
+    ]
+    for metric in METRICS:
+        ours, theirs = summary["cest"][metric], summary[name][metric]
+        won = sum(a < b for a, b in zip(ours["values"], theirs["values"], strict=True))
+        cells = [f"{x['mean']:.2f} ± {x['std']:.2f}" for x in (ours, theirs)]
+        lines.append(f"| {metric} | {cells[0]} | {cells[1]} | {won} of {len(ours['values'])} |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()
