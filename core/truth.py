@@ -2,29 +2,30 @@
 
 On disk, below the root of a data set in VoxCeleb's frame tree:
 
-* ``truth/model.npz``: the face model that people were drawn from, in the format of ``core.face_models.model``.
+* ``truth/model.npz``: the face model that people were drawn from, in the format of
+  ``core.face_models.model``.
 * ``truth/<identity>/<video>/<clip>.npz``, for a clip of f frames (n vertices, ki, ke, ka modes):
 
-| key         | dtype, shape          | meaning |
-|-------------|-----------------------|---------|
-| neutral     | float32 (n, 3)        | the person without expression, with relief that no mode explains; mm, model frame |
-| identity    | float32 (ki,)         | standard deviations; the relief comes on top |
-| albedo      | float32 (ka,)         | standard deviations; the map's details come on top |
-| albedo_map  | uint8 (uh, uw, 3)     | reflectance as a UV map, RGB, 255 = 1 |
-| expression  | float32 (f, ke)       | vertices(frame) = neutral + sum_k expression[frame, k] expression_basis[k] |
-| rotation    | float32 (f, 3, 3)     | perspective camera: model frame to camera frame |
-| translation | float32 (f, 3)        | mm, camera frame |
-| focal       | float32 (f,)          | pixels of the frame |
-| centre      | float32 (f, 2)        | principal point, pixels of the frame |
-| light       | float32 (f, 9, 3)     | spherical harmonics per colour channel, exposure included, camera frame |
-| landmarks   | float32 (f, 68, 2)    | where the model's landmarks are seen, pixels of the frame |
-| hidden      | bool (f, 68)          | the landmark is behind something, or on skin turned away from the camera |
+| key         | dtype, shape       | meaning |
+| ----------- | ------------------ | ------------------------------------------------------------ |
+| neutral     | float32 (n, 3)     | no expression, relief that no mode explains; mm, model frame |
+| identity    | float32 (ki,)      | standard deviations; the relief comes on top |
+| albedo      | float32 (ka,)      | standard deviations; the map's details come on top |
+| albedo_map  | uint8 (uh, uw, 3)  | reflectance as a UV map, RGB, 255 = 1 |
+| expression  | float32 (f, ke)    | vertices = neutral + sum_k expression_k expression_basis_k |
+| rotation    | float32 (f, 3, 3)  | perspective camera: model frame to camera frame |
+| translation | float32 (f, 3)     | mm, camera frame |
+| focal       | float32 (f,)       | pixels of the frame |
+| centre      | float32 (f, 2)     | principal point, pixels of the frame |
+| light       | float32 (f, 9, 3)  | spherical harmonics per channel, with exposure; camera frame |
+| landmarks   | float32 (f, 68, 2) | where the model's landmarks are seen, pixels of the frame |
+| hidden      | bool (f, 68)       | the landmark is behind something, or turned away |
 
-The image of a frame is the reflectance map times the irradiance, up to what the set's ``manifest.json`` says was put on
+The image of a frame is the reflectance map times the irradiance, up to what the set's
+``manifest.json`` says was put on
 top: shadows, highlights, tone curve, blur, noise, compression.
 """
 
-import os
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -39,9 +40,9 @@ from core.errors import AssetNotFoundError, DataError
 from core.face_models.model import FaceModel
 
 CLIP_KEYS = (
-    "neutral identity albedo albedo_map expression rotation translation focal centre light "
-    "landmarks hidden"
-).split()
+    *("neutral", "identity", "albedo", "albedo_map", "expression"),
+    *("rotation", "translation", "focal", "centre", "light", "landmarks", "hidden"),
+)
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ class Truth:
 def expressed(
     model: FaceModel, neutral: Float[Tensor, "n 3"], expression: Float[Tensor, "*f ke"]
 ) -> Float[Tensor, "*f n 3"]:
-    """neutral + expression @ basis, millimetres."""
+    """The neutral face plus the blendshapes at their activations, millimetres."""
     offset = expression @ model.expression_basis.flatten(1)
     return neutral + offset.unflatten(-1, neutral.shape)
 
@@ -116,7 +117,8 @@ def load_truth(root: Path, sample_id: str) -> Truth:
     model = _model(*_dated(root / "truth" / "model.npz", sample_id))
     if frame >= len(arrays["focal"]):
         raise DataError(
-            f"'{root / 'truth' / clip}.npz' knows {len(arrays['focal'])} frames; '{sample_id}' is not among them"
+            f"'{root / 'truth' / clip}.npz' knows {len(arrays['focal'])} frames; "
+            f"'{sample_id}' is not among them"
         )
     name = f"{clip}/{frame:06d}"
     frames = root / "frames"
@@ -143,7 +145,7 @@ def load_truth(root: Path, sample_id: str) -> Truth:
 def _dated(path: Path, sample_id: str) -> tuple[Path, int]:
     """A path with its time of change, so that a file that changed is read again."""
     try:
-        return path, os.stat(path).st_mtime_ns
+        return path, path.stat().st_mtime_ns
     except OSError as error:
         raise AssetNotFoundError(
             f"ground truth of '{sample_id}'",

@@ -357,17 +357,18 @@ class ClipDataset(Dataset):
         Raises:
             DataError: ``PATIENCE`` clips in a row have no usable frame.
         """
-        patience = 1 if self.augmentation is None else PATIENCE
-        clips = [clip for draw in draws if (clip := self._clip(draw, patience))]
-        if clips:
-            return clips
-        clip = self._clip(draws[0], PATIENCE)  # an empty batch would be none
-        if clip is not None:
-            return [clip]
+        if self.augmentation is not None:
+            return [self._some_clip(draw) for draw in draws]
+        clips = [clip for draw in draws if (clip := self._clip(draw, 1))]
+        return clips or [self._some_clip(draws[0])]  # an empty batch would be none
+
+    def _some_clip(self, draw: Draw) -> FaceBatch:
+        if clip := self._clip(draw, PATIENCE):
+            return clip
         raise DataError(
             f"{self.source}: no usable frame in {min(PATIENCE, len(self.clips))} clips, the first "
-            f"of them '{self.clips[draws[0].clip].name}'; unusable so far: "
-            f"{json.dumps(self.skipped)}. The warnings above name a file of each kind."
+            f"of them '{self.clips[draw.clip].name}'; unusable so far: {json.dumps(self.skipped)}. "
+            "The warnings above name a file of each kind."
         )
 
     def _clip(self, draw: Draw, patience: int) -> FaceBatch | None:

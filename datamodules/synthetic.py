@@ -2,9 +2,10 @@
 
     python -m datamodules.synthetic --out data/synthetic --sheet sheet.png
 
-On disk: the frame tree of ``datamodules.voxceleb``; the ground truth of ``core.truth`` and a manifest lie beside it
-(``datamodules.synthesis.write``). The set is written once: a folder with a set of other settings is never overwritten,
-an interrupted run is continued, and the files do not depend on the number of processes.
+On disk: the frame tree of ``datamodules.voxceleb``; the ground truth of ``core.truth`` and a
+manifest lie beside it (``datamodules.synthesis.write``). The set is written once: a folder with a
+set of other settings is never overwritten, an interrupted run is continued, and the files do not
+depend on the number of processes.
 """
 
 import argparse
@@ -62,8 +63,8 @@ class Synthetic(VoxCeleb):
 
         if not is_complete(self.root, self.settings):
             raise DataError(
-                f"the synthetic set in '{self.root}' is not complete; make it with prepare_data() or "
-                f"python -m datamodules.synthetic --out {self.root}"
+                f"the synthetic set in '{self.root}' is not complete; make it with prepare_data() "
+                f"or python -m datamodules.synthetic --out {self.root}"
             )
         return super().source()
 
@@ -88,7 +89,7 @@ def main(arguments: list[str] | None = None) -> int:
             nargs=len(default) if isinstance(default, tuple) else None,
             metavar=("TRAIN", "VAL", "TEST") if several else None,
             default=default,
-            help=f"default: {' '.join(map(str, default)) if isinstance(default, tuple) else default}",
+            help="default: %(default)s",
         )
     given = vars(parser.parse_args(arguments))
     out, jobs, sheet = (given.pop(name) for name in ("out", "jobs", "sheet"))

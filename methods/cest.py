@@ -30,6 +30,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from core.camera import WeakPerspectiveCamera, frontal
 from core.contracts import FaceBatch, Reconstruction
 from core.crop import canonical_crop
+from core.errors import MonofaceError
 from core.face_models import load_face_model
 from core.lighting import AMBIENT
 from core.losses import coefficient_l2, landmark_l2, masked_l1
@@ -38,6 +39,11 @@ from core.rotation import rotation_from_vector
 from core.uv import unwrap, uv_grid
 from methods.base import FaceMethod
 from methods.cli import main
+
+
+# The last strided layer then still sees 2 x 2 pixels. Of a single pixel torch 2.15's bfloat16 convolution computes its
+# weights' gradient from uninitialized memory.
+SMALLEST = 33
 
 
 @dataclass(frozen=True)
@@ -63,7 +69,7 @@ class Encoder(nn.Sequential):
 
     Args:
         channels: of the input.
-        size: height and width of the input, at least 32.
+        size: height and width of the input.
         outputs: how many numbers; they start at zero.
         width: channels after the first layer.
     """
@@ -165,6 +171,9 @@ class CEST(FaceMethod):
         anneal_steps: let the learning rate fall to 0 along a cosine over so many steps, after 50 in which it rises;
             None = constant, as in the paper.
         backend: of the rasterizer.
+
+    Raises:
+        MonofaceError: images or maps are smaller than ``SMALLEST``.
     """
 
     triangles: Int[Tensor, "t 3"]
@@ -192,6 +201,11 @@ class CEST(FaceMethod):
         backend: Literal["auto", "cpu", "reference", "nvdiffrast"] = "auto",
     ) -> None:
         super().__init__()
+        if min(image_size, uv_size) < SMALLEST:
+            raise MonofaceError(
+                f"CEST: image_size {image_size} and uv_size {uv_size} must be at least {SMALLEST} pixels, or nothing "
+                "is left for the last layers to look at"
+            )
         self.weights = weights
         self.face_model = load_face_model(face_model, identity_dims, expression_dims, albedo_dims=0)
         self.dims = [len(self.face_model.identity_basis), len(self.face_model.expression_basis)]

@@ -31,7 +31,7 @@ def export(tmp_path):
             pixels = rng.integers(0, 256, (150, 160, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(photos / f"{name}.png")
             np.savetxt(photos / f"{name}.txt", FIVE + k)
-        sizes = {"image_size": 48, "uv_size": 32, "width": 4, "reflectance_width": 4}
+        sizes = {"image_size": 48, "uv_size": 40, "width": 4, "reflectance_width": 4}
         method = CEST(str(write(tmp_path / "model.npz")), **sizes)
         with torch.no_grad():
             method.f_viewpoint[-2].bias.copy_(torch.tensor([0.1, 0, -0.3, 0, 0.02, 0, 0]))

@@ -1,1 +1,1 @@
-"""How synthetic clips of faces are made: a person, a motion, a light, things around the face, a photograph of it all."""
+"""How synthetic clips are made: a person, a motion, a light, things around it, a photograph."""

@@ -1,4 +1,4 @@
-"""One clip: everything random about it is drawn here, from the numbers of its person, video and clip."""
+"""One clip: all that is random about it comes from the numbers of its person, video and clip."""
 
 from dataclasses import dataclass
 
@@ -37,7 +37,7 @@ class Clip:
 
 
 def make_clip(studio: Studio, person: Person, number: int, video: int, clip: int) -> Clip:
-    """Clip ``clip`` of video ``video`` of person ``number``: a pure function of the settings and these numbers."""
+    """One clip of a video of a person: a pure function of the settings and the three numbers."""
     settings, model = studio.settings, studio.model
     frames, size = settings.frames, settings.size
     # of the video: light, lens, sensor, backdrop, hair and clothes

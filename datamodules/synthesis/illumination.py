@@ -1,4 +1,4 @@
-"""Coloured light around a head: an ambient term and one to three distant sources, as spherical harmonics."""
+"""Coloured light around a head, as spherical harmonics: ambient and one to three sources."""
 
 from dataclasses import dataclass
 
@@ -15,7 +15,8 @@ class Illumination:
     """The light of a video, camera frame.
 
     Attributes:
-        light: all of it, spherical harmonics per colour channel: irradiance = sh_basis(normals) @ light.
+        light: all of it, spherical harmonics per colour channel: irradiance = sh_basis(normals) @
+            light.
         key: the part of ``light`` that comes from the strongest source: what casts a shadow.
         direction: towards that source.
     """
@@ -28,7 +29,10 @@ class Illumination:
 def directional(
     direction: Float[Tensor, "3"], colour: Float[Tensor, "3"], softness: float
 ) -> Float[Tensor, "9 3"]:
-    """A distant source whose irradiance on a facing surface is about ``colour``; softness 0 = a point, 1 = a large window."""
+    """A distant source: on a surface that faces it, its irradiance is about ``colour``.
+
+    softness 0 = a point, 1 = a large window.
+    """
     harmonics = sh_basis(direction) / torch.tensor(LAMBERT)  # without the Lambertian factors
     spread = torch.tensor([1.0] + [1 - 0.1 * softness] * 3 + [1 - 0.35 * softness] * 5)
     return (harmonics * spread)[:, None] * colour
@@ -73,7 +77,9 @@ def random_illumination(rng: np.random.Generator, skin: float) -> Illumination:
         vivid = 0.3 if index and rng.random() < 0.3 else 0.1
         source = directional(direction, float(level) * colour(vivid), rng.uniform(0, 1))
         sources.append((direction, source))
-    light = sum((source for _, source in sources), ambient(float(0.75 - 0.5 * contrast) * colour(0.07)))
+    light = sum(
+        (source for _, source in sources), ambient(float(0.75 - 0.5 * contrast) * colour(0.07))
+    )
     # Exposure: the mean irradiance on the side of the head that the camera sees.
     seen = rng.normal(size=(256, 3))
     seen /= np.linalg.norm(seen, axis=1, keepdims=True)

@@ -16,15 +16,19 @@ SHADOW_REACH = 190.0  # millimetres around the model's origin
 SHADOW_BIAS = 5.0  # millimetres
 
 
-def lamp_view(points: Float[Tensor, "f m 3"], direction: Float[Tensor, "3"]) -> Float[Tensor, "f m 3"]:
-    """Points as a distant lamp sees them: x, y, and z growing away from the lamp, in [-1, 1] near the head."""
+def lamp_view(
+    points: Float[Tensor, "f m 3"], direction: Float[Tensor, "3"]
+) -> Float[Tensor, "f m 3"]:
+    """Points as a distant lamp sees them: z grows away from the lamp; in [-1, 1] near the head."""
     up = torch.tensor([0.0, 1.0, 0.0] if abs(float(direction[1])) < 0.9 else [1.0, 0.0, 0.0])
     first = F.normalize(torch.linalg.cross(up, direction), dim=0)
     second = torch.linalg.cross(direction, first)
     return points @ (torch.stack([first, second, -direction], -1) / SHADOW_REACH)
 
 
-def lamp_depth(lamp: Float[Tensor, "f m 3"], triangles: Int[Tensor, "t 3"]) -> Float[Tensor, "f d d"]:
+def lamp_depth(
+    lamp: Float[Tensor, "f m 3"], triangles: Int[Tensor, "t 3"]
+) -> Float[Tensor, "f d d"]:
     """The shadow map: how far the light gets; 2 where it meets nothing."""
     clip = torch.cat([lamp, torch.ones_like(lamp[..., :1])], -1)
     size = (SHADOW_MAP, SHADOW_MAP)

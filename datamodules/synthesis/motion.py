@@ -35,7 +35,7 @@ def random_lens(rng: np.random.Generator) -> Lens:
 def head_angles(
     rng: np.random.Generator, frames: int, settings: SynthesisSettings
 ) -> tuple[Float[Tensor, " f"], Float[Tensor, " f"], Float[Tensor, " f"]]:
-    """Pitch, yaw and roll in radians along a clip: half of the clips about a frontal face, half about any yaw."""
+    """Pitch, yaw and roll in radians: half the clips about a frontal face, half about any yaw."""
     frontal_clip = rng.random() < 0.5
     middle = rng.normal() * 0.25 if frontal_clip else rng.uniform(-0.9, 0.9)
     path = smooth_path(rng, frames, 3)
@@ -61,7 +61,7 @@ def camera_path(
     settings: SynthesisSettings,
     middle: Float[Tensor, "3"],
 ) -> PerspectiveCamera:
-    """The cameras of a clip's frames; the point ``middle`` of the head stays near the middle of the frame."""
+    """The cameras of a clip; the point ``middle`` of the head stays near the frame's middle."""
     frames, size = settings.frames, settings.size
     pitch, yaw, roll = head_angles(rng, frames, settings)
     rotation = rotation_from_euler(pitch, yaw, roll)
@@ -90,10 +90,10 @@ def stem(name: str) -> str:
 def expression_path(
     rng: np.random.Generator, frames: int, names: list[str]
 ) -> Float[Tensor, "f ke"]:
-    """Blendshape activations in [0, 1] of somebody who talks, blinks and sometimes smiles or raises the brows.
+    """Blendshape activations in [0, 1] of somebody who talks, blinks and sometimes smiles.
 
-    Known by their ARKit-like names; both sides of a face move together up to a small difference, both eyes look the
-    same way. Movements without a known part in this happen rarely and weakly.
+    Known by their ARKit-like names; both sides of a face move together up to a small difference,
+    both eyes look the same way. Movements without a known part in this happen rarely and weakly.
     """
     mood, talks = rng.random(), rng.random() < 0.75
     shared = {

@@ -15,7 +15,7 @@ def generator(seed: int, room: str, *keys: int) -> np.random.Generator:
 def smooth_path(
     rng: np.random.Generator, frames: int, channels: int, turns: float = 1.5
 ) -> Float[np.ndarray, "f c"]:
-    """Smooth curves about 0, RMS about 1 over random phases, with at most ``turns`` periods in the clip."""
+    """Smooth curves about 0, of RMS about 1, with at most ``turns`` periods in the clip."""
     rate = rng.uniform(0.2, turns, (3, channels)) * 2 * np.pi
     phase = rng.uniform(0, 2 * np.pi, (3, channels))
     time = np.linspace(0, 1, frames)[:, None, None]
@@ -25,7 +25,7 @@ def smooth_path(
 def smooth_field(
     rng: np.random.Generator, points: Float[np.ndarray, "*n 3"], wavelength: float, waves: int = 48
 ) -> Float[np.ndarray, "*n"]:
-    """A Gaussian-like random field of RMS about 1 at points, of that wavelength in the points' unit."""
+    """A random field of RMS about 1 at points, of that wavelength in the points' unit."""
     direction = rng.normal(size=(waves, 3))
     direction /= np.linalg.norm(direction, axis=1, keepdims=True)
     wave = direction * (2 * np.pi / wavelength) * rng.uniform(0.7, 1.5, (waves, 1))
@@ -36,7 +36,7 @@ def smooth_field(
 def blurred_noise(
     rng: np.random.Generator, shape: tuple[int, ...], sigma: float | tuple[float, ...]
 ) -> Float[np.ndarray, "..."]:
-    """White noise blurred by a Gaussian of sigma elements (periodic), scaled to mean 0 and deviation 1."""
+    """White noise blurred by a periodic Gaussian of sigma elements; mean 0, deviation 1."""
     noise = gaussian_filter(rng.normal(size=shape).astype(np.float32), sigma, mode="wrap")
     return (noise - noise.mean()) / max(float(noise.std()), 1e-6)
 

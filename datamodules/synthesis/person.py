@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -16,7 +17,11 @@ from datamodules.synthesis.noise import blurred_noise, generator, smooth_field, 
 from datamodules.synthesis.settings import SynthesisSettings
 
 IRISES = ((0.23, 0.14, 0.08), (0.33, 0.22, 0.12), (0.35, 0.36, 0.2), (0.38, 0.46, 0.52))
-HAIR = ((0.06, 0.055, 0.05), (0.13, 0.09, 0.07), (0.24, 0.16, 0.1), (0.42, 0.3, 0.18)) + (
+HAIR = (
+    (0.06, 0.055, 0.05),
+    (0.13, 0.09, 0.07),
+    (0.24, 0.16, 0.1),
+    (0.42, 0.3, 0.18),
     (0.66, 0.52, 0.33),
     (0.43, 0.2, 0.1),
     (0.44, 0.43, 0.42),
@@ -32,7 +37,7 @@ class Person:
         neutral: vertices in millimetres: the model's shape plus fine relief of its own.
         albedo_map: reflectance: the model's plus pores, freckles, moles, stubble, brows.
         hair: colour.
-        skin: mean colour of the face.
+        skin, neck: mean colours of the face and of the lowest part of the head's mesh.
     """
 
     identity: Float[Tensor, " ki"]
@@ -41,6 +46,7 @@ class Person:
     albedo_map: Float[Tensor, "3 uh uw"]
     hair: Float[np.ndarray, "3"]
     skin: Float[np.ndarray, "3"]
+    neck: Float[np.ndarray, "3"]
 
 
 class Studio:
@@ -75,7 +81,7 @@ class Studio:
         return self.model.landmarks(self.model.mean).numpy()
 
     def area(self, region: str) -> Float[np.ndarray, "uh uw"]:
-        """1 on the texels of a region of the face model, with soft edges; 0 where it has no such region."""
+        """1 on the texels of a region of the face model, with soft edges; 0 if it has no such."""
         if region not in self.model.region_names:
             return np.zeros((self.settings.texture,) * 2, np.float32)
         flag = self.model.region(region).float()[:, None]
@@ -104,7 +110,7 @@ class Studio:
         """Where the brows are: near the lines through their landmarks, tapering outwards."""
         cover = np.zeros(self.points.shape[:2])
         for line in (self.landmarks[17:22], self.landmarks[22:27][::-1]):
-            for start, end in zip(line[:-1], line[1:], strict=True):
+            for start, end in pairwise(line):
                 along = (end - start)[:2]
                 t = np.clip((self.points[..., :2] - start[:2]) @ along / (along @ along), 0, 1)
                 near = start + t[..., None] * (end - start)
@@ -131,13 +137,15 @@ class Studio:
         outward = vertex_normals(neutral, model.triangles)
         neutral = neutral + torch.from_numpy(settings.detail * relief).float()[:, None] * outward
         colours = model.albedo(albedo)
-        skin = colours[model.region_face].mean(0).clamp(0.05, 0.95).numpy()
+        skin = colours[model.region("face")].mean(0).clamp(0.05, 0.95).numpy()
+        low = model.mean[:, 1] < model.mean[:, 1].min() + 12
+        neck = colours[low].mean(0).clamp(0.05, 0.95).numpy()
         hair = _hair_colour(rng, float(skin.mean()))
         base = bake(colours, self.grid, model.triangles).permute(1, 2, 0).numpy()
         texture = self._details(rng, base.clip(0.02, 0.98), hair)
         albedo_map = torch.from_numpy(texture.clip(0.02, 0.98)).permute(2, 0, 1).contiguous()
         # what is stored on disk has 8 bits; the images are made from the same numbers
-        return Person(identity, albedo, neutral, (albedo_map * 255).round() / 255, hair, skin)
+        return Person(identity, albedo, neutral, (albedo_map * 255).round() / 255, hair, skin, neck)
 
     def vertex_albedo(self, person: Person) -> Float[Tensor, "n 3"]:
         """The reflectance map at the vertices."""

@@ -76,8 +76,8 @@ def take_photographs(
 ) -> Photographs:
     """Draw a clip.
 
-    Without props and with a ``Finish`` of zeros a frame is exactly the reflectance map times the irradiance of
-    spherical harmonics, averaged over 2 x 2 samples a pixel.
+    Without props and with a ``Finish`` of zeros a frame is exactly the reflectance map times the
+    irradiance of spherical harmonics, averaged over 2 x 2 samples a pixel.
 
     Args:
         studio: the face model.
@@ -92,9 +92,7 @@ def take_photographs(
     model, frames, size = studio.model, len(vertices), backdrop.shape[-1]
     fine = size * SUPERSAMPLING
     points, triangles, static = _scene(studio, person, vertices, props, camera, finish)
-    lens = camera.crop(
-        torch.full((frames,), float(SUPERSAMPLING)), torch.zeros(frames, 2)
-    )
+    lens = camera.crop(torch.full((frames,), float(SUPERSAMPLING)), torch.zeros(frames, 2))
     fragments = rasterize(lens.clip(points, (fine, fine)), triangles, (fine, fine))
     normals = camera.rotate(vertex_normals(points, triangles))
     lamp = lamp_view(camera.rotate(points), illumination.direction)
@@ -134,14 +132,14 @@ def _scene(
     camera: PerspectiveCamera,
     finish: Finish,
 ) -> tuple[Float[Tensor, "f m 3"], Int[Tensor, "t 3"], Float[Tensor, "m 6"]]:
-    """All meshes as one, in the head's frame, and per vertex: uv and 0 or RGB, openness, face, gloss."""
+    """All meshes as one, head's frame, and per vertex: uv and 0 or RGB, open sky, face, gloss."""
     model, frames = studio.model, len(vertices)
     count = model.mean.shape[0]
     gloss = torch.full((count,), finish.gloss)
     if "eyeballs" in model.region_names:
-        gloss = torch.where(model.region("eyeballs"), 2.5 * finish.gloss, gloss)
+        gloss[model.region("eyeballs")] *= 2.5
     zero, sky = torch.zeros(count, 1), studio.open_sky[:, None]
-    face = model.region_face[:, None].float()
+    face = model.region("face")[:, None].float()
     statics = [torch.cat([model.uv, zero, sky, face, gloss[:, None]], -1)]
     points, triangles, offset = [vertices], [model.triangles], count
     to_head = _body_to_head(camera, studio)
@@ -160,7 +158,7 @@ def _scene(
 def _body_to_head(
     camera: PerspectiveCamera, studio: Studio
 ) -> Callable[[Float[Tensor, "f m 3"]], Float[Tensor, "f m 3"]]:
-    """A function from the body's frame to the head's: shoulders follow the head's turn only in part."""
+    """From the body's frame to the head's: shoulders follow the head's turn only in part."""
     chin = torch.from_numpy(studio.landmarks[8]).float()
     pivot = chin + torch.tensor([0.0, -15.0, -85.0])
     pitch, yaw, roll = euler_from_rotation(camera.head_rotation)

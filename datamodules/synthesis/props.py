@@ -1,7 +1,8 @@
-"""What is on, under and before a head: hair and hats, neck and clothes, glasses, fingers, a microphone, a scarf.
+"""What is on, under and before a head: hair, hats, clothes, glasses, fingers, a microphone.
 
-All are meshes in millimetres, x right, y up, z out of the face, built around a person's landmarks; each vertex has a
-colour of its own. ``Anchor.HEAD`` moves with the head, ``Anchor.BODY`` with the shoulders.
+All are meshes in millimetres, x right, y up, z out of the face, built around a person's landmarks;
+each vertex has a colour of its own. ``Anchor.HEAD`` moves with the head, ``Anchor.BODY`` with the
+shoulders.
 """
 
 from dataclasses import dataclass
@@ -17,7 +18,8 @@ from datamodules.synthesis.person import Person
 
 CRANIUM = (78.0, 104.0, 98.0)  # half axes of a hairy head, millimetres: width, height, depth
 CENTRE_ABOVE_EYES = 14.0
-COLUMNS = 320  # of hair around the head
+COLUMNS = 272  # of hair around the head
+AROUND, ROWS = 64, 44  # of a garment
 
 
 class Anchor(Enum):
@@ -32,7 +34,8 @@ class Prop:
     """A mesh beside the face.
 
     Attributes:
-        vertices: millimetres, in the frame of what it is anchored to; both frames agree for a frontal face.
+        vertices: millimetres, in the frame of what it is anchored to; both frames agree for a
+            frontal face.
         triangles: counter-clockwise seen from outside.
         colour: per vertex.
         anchor: what it moves with.
@@ -90,7 +93,7 @@ def merged(parts: list[Prop]) -> Prop:
     )
 
 
-# -------------------------------------------------------------------------------------------- hair
+# --------------------------------------------------------------------------------------------- hair
 
 
 def hair(
@@ -101,8 +104,8 @@ def hair(
 ) -> Prop | None:
     """Hair from cropped to long, with or without a fringe; sometimes a hat, a hood or nothing.
 
-    A surface over the head, given per azimuth (0 = front) and from the crown to its hem; it follows the person's own
-    head at a distance, then hangs.
+    A surface over the head, given per azimuth (0 = front) and from the crown to its hem; it follows
+    the person's own head at a distance, then hangs.
 
     Args:
         rng: of the video.
@@ -133,33 +136,36 @@ def hair(
         "hat": [64, 65, 70, 80, 90, 96, 104, 108],
         "hood": [57, 60, 68, 92, 104, 110, 120, 125],
     }[style]
-    angle = np.interp(degrees, keys, hem) + line
+    angle = np.interp(degrees, keys, np.array(hem)) + line
     fringe = 0.0
     if over_face and style in ("short", "chin", "long") and rng.random() < 0.45:
         fringe = rng.uniform(0.4, 1.0)
         parting = rng.uniform(-40, 40) if rng.random() < 0.6 else 0.0
-        bow = np.exp(-((np.rad2deg(azimuth) - parting) / rng.uniform(30, 55)) ** 2)
+        bow = np.exp(-(((np.rad2deg(azimuth) - parting) / rng.uniform(30, 55)) ** 2))
         angle = angle + bow * fringe * 32 * (degrees < 75)
     ragged = style not in ("hat", "hood")
     if ragged:
-        strands = 0.8 * blurred_noise(rng, (COLUMNS,), 0.8) + 0.8 * blurred_noise(rng, (COLUMNS,), 5.0)
+        strands = 0.8 * blurred_noise(rng, (COLUMNS,), 0.8) + 0.8 * blurred_noise(
+            rng, (COLUMNS,), 5.0
+        )
         angle = angle + strands * (1.2 + 2.2 * fringe) * (1.0 + (degrees > 60))
 
-    rows = 30
+    rows = 22
     share = np.linspace(0.0, 1.0, rows)[:, None]
     polar = np.deg2rad(2 + share * (angle - 2))
     direction = np.stack(
         [np.sin(polar) * np.sin(azimuth), np.cos(polar), np.sin(polar) * np.cos(azimuth)], -1
     )
     volume = {"cropped": 3, "short": 11, "chin": 14, "long": 15, "hat": 9, "hood": 12}[style]
-    volume = volume * rng.uniform(0.6, 1.4)
     lift = np.clip((1 - share) * 5 + 0.12 + 0.5 * fringe * (1 - share), 0, 1)
     if style in ("chin", "long"):
         lift = np.maximum(lift, 0.7 * (degrees > 62))
     if not ragged:
         lift = np.maximum(lift, 0.6)
     bumps = 1 + 0.22 * smooth_field(rng, direction * 90, rng.uniform(30, 70))
-    radius = _radius(direction, person, centre) + 1.2 + volume * lift * bumps
+    radius = (
+        _radius(direction, person, centre) + 1.2 + volume * rng.uniform(0.6, 1.4) * lift * bumps
+    )
     surface = centre + radius[..., None] * direction
 
     length = {"chin": rng.uniform(40, 85), "long": rng.uniform(110, 240)}.get(style, 0.0)
@@ -168,7 +174,7 @@ def hair(
         forward = rng.uniform(58, 80) if over_face else 84
         hang = np.clip((degrees - forward) / 8, 0, 1)
         hang = hang * length * (1 + 0.05 * blurred_noise(rng, (COLUMNS,), 1.5))
-        drop = np.linspace(0, 1, 24)[1:, None]
+        drop = np.linspace(0, 1, 16)[1:, None]
         sway = 6 * np.sin(drop * rng.uniform(2, 7) + rng.uniform(0, 6)) * drop
         outward = np.stack([np.sin(azimuth), 0 * azimuth, np.cos(azimuth)], -1)
         fall = surface[-1] + drop[..., None] * np.stack([0 * hang, -hang, 0 * hang], -1)
@@ -199,7 +205,7 @@ def hair(
 def _radius(
     direction: Float[np.ndarray, "r c 3"], person: Person, centre: Float[np.ndarray, "3"]
 ) -> Float[np.ndarray, "r c"]:
-    """How far the head reaches from the centre: the person's own mesh, an ellipsoid where there is none."""
+    """How far the head reaches from the centre: its own mesh, where there is none an ellipsoid."""
     offsets = person.neutral.numpy() - centre
     distance = np.linalg.norm(offsets, axis=1)
     tree = cKDTree(offsets / distance[:, None])
@@ -210,26 +216,26 @@ def _radius(
     return np.where(own > 0, np.minimum(own, ellipsoid + 12), ellipsoid)
 
 
-# ------------------------------------------------------------------------------------- neck and clothes
+# --------------------------------------------------------------------------------- neck and clothes
 
 
 def body(
     rng: np.random.Generator, person: Person, landmarks: Float[np.ndarray, "68 3"]
 ) -> list[Prop]:
-    """A neck and shoulders with a garment: plain, striped, dotted, with an open or closed collar."""
+    """A neck and shoulders with a garment: plain, striped or dotted, the collar open or closed."""
     chin = landmarks[8]
     base = np.array([0.0, chin[1] - 62, chin[2] - 88])
-    turn = np.linspace(0, 2 * np.pi, 96, endpoint=False)
+    turn = np.linspace(0, 2 * np.pi, AROUND, endpoint=False)
 
     def rings(table: list, rows: int) -> np.ndarray:
-        """Ellipses around the neck's axis through the table's rows: width, depth, height, how far in front."""
+        """Ellipses around the neck's axis: half width, half depth, height, how far in front."""
         keys = np.array(table, float)
         at = np.linspace(0, 1, rows)
         wide, deep, up, ahead = (np.interp(at, np.linspace(0, 1, len(keys)), k) for k in keys.T)
         ring = np.stack(
             [
                 wide[:, None] * np.sin(turn),
-                np.broadcast_to(up[:, None], (rows, 96)),
+                np.broadcast_to(up[:, None], (rows, AROUND)),
                 deep[:, None] * np.cos(turn) + ahead[:, None],
             ],
             -1,
@@ -251,7 +257,7 @@ def body(
         ],
         24,
     )
-    skin = person.skin * 0.97 * (1 + 0.02 * blurred_noise(rng, (24, 96), 2.0))[..., None]
+    skin = person.neck * (1 + 0.02 * blurred_noise(rng, (24, AROUND), 2.0))[..., None]
     broad = rng.uniform(0.85, 1.12)
     cloth = rings(
         [
@@ -263,32 +269,34 @@ def body(
             (212 * broad, 118, -220, -8),
             (200 * broad, 116, -330, -8),
         ],
-        56,
+        ROWS,
     )
     # an open collar: the garment starts lower in front
     opening = rng.uniform(0, 60) * (rng.random() < 0.5)
-    front = np.exp(-(((turn + np.pi) % (2 * np.pi) - np.pi) / 0.45) ** 2)
-    cloth[..., 1] -= opening * front * np.exp(-np.arange(56) / 12.0)[:, None]
+    front = np.exp(-((((turn + np.pi) % (2 * np.pi) - np.pi) / 0.45) ** 2))
+    cloth[..., 1] -= opening * front * np.exp(-np.arange(ROWS) / 9.0)[:, None]
     colours = random_colours(rng, 2)
-    pattern = np.zeros((56, 96, 1))
+    pattern = np.zeros((ROWS, AROUND, 1))
     kind = rng.random()
     if kind < 0.2:
-        pattern = (np.arange(56) // rng.integers(2, 6) % 2)[:, None, None] * np.ones((1, 96, 1))
+        pattern = (np.arange(ROWS) // rng.integers(2, 6) % 2)[:, None, None] * np.ones(
+            (1, AROUND, 1)
+        )
     elif kind < 0.35:
-        pattern = (blurred_noise(rng, (56, 96), 1.3) > 0.8)[..., None].astype(float)
+        pattern = (blurred_noise(rng, (ROWS, AROUND), 1.3) > 0.8)[..., None].astype(float)
     elif kind < 0.45:
         pattern = (np.abs((turn + np.pi) % (2 * np.pi) - np.pi) < 0.3)[None, :, None] * np.ones(
-            (56, 1, 1)
+            (ROWS, 1, 1)
         )
     worn = colours[0] * (1 - pattern) + colours[1] * pattern
-    worn = worn * (1 + 0.1 * blurred_noise(rng, (56, 96), (4.0, 2.5)))[..., None]
+    worn = worn * (1 + 0.1 * blurred_noise(rng, (ROWS, AROUND), (4.0, 2.5)))[..., None]
     parts = []
     for points, colour in ((neck, skin), (cloth, worn)):
         rows = len(points)
         parts.append(
             Prop(
                 points.reshape(-1, 3),
-                sheet_triangles(rows, 96, closed=True),
+                sheet_triangles(rows, AROUND, closed=True),
                 np.clip(colour, 0.01, 0.98).reshape(-1, 3),
                 Anchor.BODY,
             )
@@ -296,7 +304,7 @@ def body(
     return parts
 
 
-# ------------------------------------------------------------------------------------ before the face
+# ---------------------------------------------------------------------------------- before the face
 
 
 def glasses(rng: np.random.Generator, landmarks: Float[np.ndarray, "68 3"]) -> Prop:
@@ -341,9 +349,7 @@ def glasses(rng: np.random.Generator, landmarks: Float[np.ndarray, "68 3"]) -> P
     return merged(parts)
 
 
-def fingers(
-    rng: np.random.Generator, person: Person, landmarks: Float[np.ndarray, "68 3"]
-) -> Prop:
+def fingers(rng: np.random.Generator, person: Person, landmarks: Float[np.ndarray, "68 3"]) -> Prop:
     """A hand held at the face: fingers on the cheek, the chin or the mouth."""
     spot = landmarks[rng.choice([3, 4, 5, 8, 11, 12, 13, 48, 54, 57])].copy()
     spot += rng.normal(size=3) * [6, 6, 2]
@@ -359,7 +365,7 @@ def fingers(
         curl = -14 * np.sin(reach * np.pi) * np.array([0, 0, -1.0])
         path = tip - along * reach * 95 + curl - [0, 0, 6] * reach**2
         points, triangles = tube(path, np.interp(reach[:, 0], [0, 0.07, 1], [5.0, 7.8, 9.6]), 12)
-        shade = tone * (1 - 0.25 * np.exp(-(((points - tip) @ along + 30) / 4) ** 2))[:, None]
+        shade = tone * (1 - 0.25 * np.exp(-((((points - tip) @ along + 30) / 4) ** 2)))[:, None]
         parts.append(Prop(points, triangles, shade, Anchor.HEAD))
     palm, triangles = tube(
         spot + across * 24 - along * np.linspace(60, 150, 10)[:, None] + [0, 0, 2], 34.0, 16

@@ -55,15 +55,17 @@ def expose(
         images = _blurred(rng, images, sensor.defocus * size / 160)
     images = images.clamp(0, 1)
     if (sensor.gamma, sensor.contrast, sensor.saturation) != (1.0, 1.0, 1.0):
-        images = images**sensor.gamma
+        images.pow_(sensor.gamma)
         grey = images.mean(1, keepdim=True)
-        images = grey + sensor.saturation * (images - grey)
-        images = 0.45 + sensor.contrast * (images - 0.45)
+        images.sub_(grey).mul_(sensor.saturation).add_(grey)
+        images.sub_(0.45).mul_(sensor.contrast).add_(0.45).clamp_(0, 1)
     if sensor.noise > 0:
-        noise = torch.from_numpy(rng.standard_normal((frames, 3, size, size), np.float32))
-        noise = 0.6 * noise + 0.8 * noise[:, [1, 1, 1]]  # mostly grey
-        images = images + sensor.noise * noise * (0.5 + images.clamp(0, 1).sqrt())
-    levels = (images.clamp(0, 1) * 255).round().to(torch.uint8)
+        noise = torch.from_numpy(rng.standard_normal((frames, 4, size, size), np.float32))
+        level = images.sqrt().add_(0.5).mul_(sensor.noise)
+        images.add_(
+            (noise[:, :3].mul_(0.6).add_(noise[:, 3:], alpha=0.8)).mul_(level)
+        )  # mostly grey
+    levels = images.mul_(255).round_().clamp_(0, 255).to(torch.uint8)
     return levels.permute(0, 2, 3, 1).contiguous().numpy()
 
 
@@ -103,8 +105,8 @@ def detect(
 ) -> list[Float[np.ndarray, "68 3"] | None]:
     """What a detector reports: x, y, confidence; None for a frame in which it finds no face.
 
-    Errors are in % of the face's size (the root of its box's area): a part common to all points, a part of each point,
-    more along the jaw, three times as much where a point is hidden.
+    Errors are in % of the face's size (the root of its box's area): a part common to all points, a
+    part of each point, more along the jaw, three times as much where a point is hidden.
     """
     frames = len(landmarks)
     extent = landmarks.max(1) - landmarks.min(1)
@@ -114,7 +116,9 @@ def detect(
     spread = np.where(hidden[..., None], 2.5 * spread, spread)
     error = rng.normal(size=(frames, 68, 2)) * spread + rng.normal(size=(frames, 1, 2)) * 0.5
     found = landmarks + error * (jitter / 100) * size
-    sure = rng.beta(12, 1.2, (frames, 68)) * np.where(hidden, rng.uniform(0.3, 0.7, (frames, 68)), 1)
+    sure = rng.beta(12, 1.2, (frames, 68)) * np.where(
+        hidden, rng.uniform(0.3, 0.7, (frames, 68)), 1
+    )
     # faces that are mostly hidden are missed more often
     missed = rng.random(frames) < dropped * (0.5 + 2.0 * hidden.mean(1))
     result = np.concatenate([found, sure[..., None]], -1).astype(np.float32)

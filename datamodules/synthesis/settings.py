@@ -1,4 +1,4 @@
-"""What a synthetic set consists of: the settings that, with the generator's version, determine every byte of it."""
+"""What a synthetic set consists of; with the generator's version it determines every byte."""
 
 from dataclasses import dataclass
 
@@ -21,11 +21,13 @@ class SynthesisSettings:
         face_model: where people come from, as for ``load_face_model``; all modes are used.
         yaw, pitch, roll: largest head rotation to either side, degrees.
         detail: fine relief that no mode of the face model explains, millimetres RMS.
-        occluders: how often something is before the face (glasses, fingers, microphone, scarf), relative to the
-            built-in frequencies; 0 = never; the head then has neither hair nor a hat that could cover the face.
-        unmodelled: strength of what spherical harmonics times reflectance does not explain (cast shadow, ambient
-            occlusion, highlights, tone curve); 0 = none.
-        degradation: strength of blur, noise and compression; 0 = none, and the frames are PNG files.
+        occluders: how often something is before the face (glasses, fingers, microphone, scarf),
+            relative to the built-in frequencies; 0 = never; the head then has neither hair nor a
+            hat that could cover the face.
+        unmodelled: strength of what spherical harmonics times reflectance does not explain (cast
+            shadow, ambient occlusion, highlights, tone curve); 0 = none.
+        degradation: strength of blur, noise and compression; 0 = none, and the frames are PNG
+            files.
         jitter: standard deviation of a detected landmark, in % of the face's size.
         dropped: share of the frames in which the detector finds no face.
         seed: another seed, other people.
@@ -58,8 +60,8 @@ class SynthesisSettings:
                 )
         if len(self.identities) != 3 or min(self.identities) < 0 or sum(self.identities) == 0:
             raise DataError(
-                "synthetic set: identities must be three counts (train, val, test), none negative and not all 0; "
-                f"got {self.identities}"
+                "synthetic set: identities must be three counts (train, val, test), none negative "
+                f"and not all 0; got {self.identities}"
             )
         limits = {"yaw": 85, "pitch": 60, "roll": 60, "dropped": 0.9, "occluders": 4, "jitter": 20}
         limits |= {"unmodelled": 4, "degradation": 4, "detail": 5}

@@ -1,7 +1,9 @@
-"""The colour of every pixel of a clip in one pass: interpolate, light, shadow, highlight, average to the frame's size.
+# ruff: noqa: ANN001, ANN201, ANN202, D417
+"""The colour of every pixel of a clip in one pass: interpolate, light, average.
 
-A compiled kernel, since a clip has a million samples of which each needs a few dozen numbers once. Light comes as the
-polynomial that ``irradiance_polynomial`` makes of ``core.lighting``, the only place that knows the harmonics.
+A compiled kernel, since a clip has a million samples of which each needs a few dozen numbers once.
+Light comes as the polynomial that ``irradiance_polynomial`` makes of ``core.lighting``, the only
+place that knows the harmonics.
 """
 
 from typing import no_type_check
@@ -15,14 +17,14 @@ from torch import Tensor
 from core.lighting import sh_basis
 
 SHADOW_READS = np.array([(-2.1, -0.6), (0.6, -2.1), (2.1, 0.6), (-0.6, 2.1), (0.0, 0.0)])
-"""Places around a point, in pixels of the shadow map, where it is read: soft edges (percentage-closer filtering)."""
+"""Places around a point, in pixels of the shadow map, where it is read (percentage-closer)."""
 
 
 def irradiance_polynomial(light: Float[Tensor, "9 c"]) -> Float[np.ndarray, "9 c"]:
     """Irradiance as a polynomial in a unit normal: coefficients of x, y, z, xy, yz, xz, xx, yy, zz.
 
-    On the sphere these nine span the same functions as the nine harmonics (the constant is xx + yy + zz), so nine
-    normals determine it exactly (R. Ramamoorthi and P. Hanrahan 2001, Eq. 12).
+    On the sphere these nine span the same functions as the nine harmonics (the constant is xx + yy
+    + zz), so nine normals determine it exactly (R. Ramamoorthi and P. Hanrahan 2001, Eq. 12).
     """
     index = np.arange(9) + 0.5
     z, turn = 1 - 2 * index / 9, index * np.pi * (1 + 5**0.5)
@@ -37,7 +39,7 @@ def irradiance_polynomial(light: Float[Tensor, "9 c"]) -> Float[np.ndarray, "9 c
 def shade_samples(
     index, weights, triangles, head_triangles, normals, lamp, static, texture, light, key, half,
     depth, bias, shadow, occlusion, gloss_colour, backdrop, images, masks,
-):  # fmt: skip  # noqa: ANN001, ANN201
+):  # fmt: skip
     """Fill images (f s s 3) and masks (f s s) from k x k samples a pixel.
 
     Args:
@@ -46,7 +48,8 @@ def shade_samples(
         triangles: of all meshes (t 3); the first ``head_triangles`` are the head's.
         normals: unit, camera frame (f m 3).
         lamp: positions as the lamp sees them, in [-1, 1] (f m 3).
-        static: per vertex (m 6): uv and 0 (head) or RGB, share of the sky that is seen, face, gloss.
+        static: per vertex (m 6): uv and 0 (head) or RGB, share of the sky that is seen, face,
+            gloss.
         texture: reflectance of the head (uh uw 3).
         light, key: polynomials of all light and of that of the lamp (9 3).
         half: direction between the lamp and the viewer.
@@ -85,7 +88,9 @@ def shade_samples(
                             + v * normals[frame, b, k]
                             + w * normals[frame, c, k]
                         )
-                        at[k] = u * lamp[frame, a, k] + v * lamp[frame, b, k] + w * lamp[frame, c, k]
+                        at[k] = (
+                            u * lamp[frame, a, k] + v * lamp[frame, b, k] + w * lamp[frame, c, k]
+                        )
                     for k in range(6):
                         values[k] = u * static[a, k] + v * static[b, k] + w * static[c, k]
                     length = np.sqrt(normal[0] ** 2 + normal[1] ** 2 + normal[2] ** 2)
@@ -136,8 +141,8 @@ def shade_samples(
 
 @njit(nogil=True, cache=True, error_model="numpy", fastmath={"contract"})
 @no_type_check
-def _read(texture, x, y, colour):  # noqa: ANN001, ANN202
-    """Bilinear value of a texture at (x, y) in texels from the first one's centre; the border is repeated."""
+def _read(texture, x, y, colour):
+    """Bilinear value at (x, y) in texels from the first one's centre; the border is repeated."""
     high, wide = texture.shape[0], texture.shape[1]
     x, y = min(max(x, 0.0), wide - 1.0), min(max(y, 0.0), high - 1.0)
     j, i = min(int(x), wide - 2), min(int(y), high - 2)

@@ -9,9 +9,10 @@ from core.errors import DataError
 
 
 def contact_sheet(root: Path, frames: int = 24, columns: int = 6, seed: int = 0) -> Image.Image:
-    """Random frames in rows, and below each row the same with what is not face darkened and the detected landmarks.
+    """Random frames in rows; below each row the same, only the face bright, with landmarks.
 
-    A landmark is green where the detector is sure, red where it is not; a frame without landmarks has none.
+    A landmark is green where the detector is sure, red where it is not; a frame without landmarks
+    has none.
 
     Args:
         root: of a set in VoxCeleb's frame tree.

@@ -1,15 +1,19 @@
-"""A synthetic set on disk: written once, clip by clip, each whole or not at all; an interrupted run is continued.
+"""A synthetic set on disk: written once, each clip whole or not at all.
+
+An interrupted run is continued.
 
 Below the root, in VoxCeleb's frame tree (``datamodules.voxceleb``):
 
     frames/<identity>/<video>/<clip>/<frame>.jpg     .png when degradation is 0
-    landmarks/<identity>/<video>/<clip>/<frame>.npy  float32 (68, 3): x, y in pixels, confidence; no file: no detection
+    landmarks/<identity>/<video>/<clip>/<frame>.npy  float32 (68, 3): x, y in pixels, confidence;
+                                                     no file where nothing was detected
     masks/<identity>/<video>/<clip>/<frame>.png      grey, 255 where the face is seen
-    splits/{train,val,test}.txt                      one identity a line; written when the set is complete
+    splits/train.txt, val.txt, test.txt              one identity a line; written at the end
     truth/model.npz, truth/<identity>/<video>/<clip>.npz    see ``core.truth``
-    manifest.json                                    settings, their hash, whether the set is complete
+    manifest.json                                    settings, their hash, whether it is complete
 
-A clip is written below ``.partial`` and moved into place, its ground truth last: a clip with ground truth is whole.
+A clip is written below ``.partial`` and moved into place, its ground truth last: a clip with ground
+truth is whole.
 """
 
 import fcntl
@@ -40,6 +44,14 @@ from datamodules.synthesis.settings import GENERATOR_VERSION, SynthesisSettings
 
 TREES = ("frames", "landmarks", "masks")
 PARTIAL = ".partial"
+WORKER_ENVIRONMENT = {
+    # idle threads of a pool wait actively and would take the other workers' cores
+    "OMP_NUM_THREADS": "1",
+    "NUMBA_NUM_THREADS": "1",
+    # glibc keeps freed memory: in a virtual machine a fresh page may cost more than its arithmetic
+    "MALLOC_MMAP_THRESHOLD_": "33554432",
+    "MALLOC_TRIM_THRESHOLD_": "2000000000",
+}
 
 
 def identity_name(number: int) -> str:
@@ -84,8 +96,8 @@ def write_set(root: Path, settings: SynthesisSettings, jobs: int | None = None) 
         raise
     except OSError as error:
         raise DataError(
-            f"the synthetic set cannot be written to '{root}': {error.strerror or error}. What is there is whole and "
-            "will be continued; free some space, or give another folder"
+            f"the synthetic set cannot be written to '{root}': {error.strerror or error}. What is "
+            "there is whole and will be continued; free some space, or give another folder"
         ) from error
 
 
@@ -122,7 +134,8 @@ def _write_missing(root: Path, settings: SynthesisSettings, jobs: int) -> None:
                 initializer=_start_worker,
                 initargs=(root, settings),
             ) as pool:
-                tasks = [pool.submit(_work, root, number, keys) for number, keys in work.items()]
+                with _environment(WORKER_ENVIRONMENT):  # the first submission starts the workers
+                    tasks = [pool.submit(_work, root, *item) for item in work.items()]
                 try:
                     for task in as_completed(tasks):
                         bar.update(task.result())
@@ -144,6 +157,21 @@ def _clips(settings: SynthesisSettings) -> list[tuple[int, int]]:
 # ------------------------------------------------------------------------------------------ workers
 
 _studio: Studio | None = None  # of a worker process
+
+
+@contextmanager
+def _environment(values: dict[str, str]) -> Iterator[None]:
+    """Environment variables for processes that are started inside; afterwards as before."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def _open_studio(root: Path, settings: SynthesisSettings) -> Studio:
@@ -240,7 +268,7 @@ def _write_model(root: Path, model: FaceModel) -> None:
     }
     (root / "truth").mkdir(exist_ok=True)
     unfinished = root / PARTIAL / "model.npz"
-    np.savez(unfinished, **arrays)  # type: ignore[arg-type]
+    np.savez(unfinished, **arrays)
     unfinished.rename(root / "truth" / "model.npz")
 
 
@@ -283,13 +311,14 @@ def _manifest(root: Path, settings: SynthesisSettings) -> dict[str, object] | No
         )
         if foreign:
             raise DataError(
-                f"'{root}' holds {sorted(foreign)[:5]} but no manifest.json: it is not a synthetic set. Give a new or "
-                "empty folder"
+                f"'{root}' holds {sorted(foreign)[:5]} but no manifest.json: it is not a synthetic "
+                "set. Give a new or empty folder"
             ) from None
         return None
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(
-            f"'{path}' is not the manifest of a synthetic set ({error!r}). Remove the folder or give another one"
+            f"'{path}' is not the manifest of a synthetic set ({error!r}). Remove the folder or "
+            "give another one"
         ) from error
     wanted = _described(settings)
     differ = {
@@ -302,15 +331,15 @@ def _manifest(root: Path, settings: SynthesisSettings) -> dict[str, object] | No
     if differ:
         listed = "; ".join(f"{key}: {values}" for key, values in differ.items())
         raise DataError(
-            f"'{root}' holds a synthetic set made with other settings ({listed}). Give another folder, or remove this "
-            "one to make it anew"
+            f"'{root}' holds a synthetic set made with other settings ({listed}). Give another "
+            "folder, or remove this one to make it anew"
         )
     return manifest
 
 
 @contextmanager
 def _only_writer(root: Path) -> Iterator[None]:
-    """Let one process at a time write to the root; the others wait. The lock ends with its process."""
+    """Let one process at a time write to the root. The lock ends with its process."""
     with (root / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield

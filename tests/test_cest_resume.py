@@ -1,0 +1,61 @@
+"""CEST's real training (reader, workers, augmentation, bfloat16) killed in mid-epoch equals the uninterrupted one."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from methods.cest import CEST
+from methods.cli import main
+from tests.fakes import face_model, voxceleb
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+class Killed(BaseException):
+    pass
+
+
+def test_killed_and_resumed_equals_uninterrupted(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    face_model.write(tmp_path / "model.npz", identity=40, expression=20)
+    voxceleb.write(tmp_path / "data/voxceleb", people=6)  # with truncated, grey and missing files
+
+    def fit(folder: str) -> None:
+        files = ["configs/cest.yaml", "configs/data/voxceleb.yaml", str(ROOT / "tests/smoke.yaml")]
+        options = {
+            "model.face_model": "model.npz",
+            "data.workers": 2,
+            "data.augmentation.flip": 0.5,
+            "data.augmentation.shift": 0.05,
+            "trainer.max_steps": 7,  # epochs of 4 batches
+            "trainer.val_check_interval": 2,
+            "trainer.default_root_dir": folder,
+            "checkpoint_every": 2,
+        }
+        argv = [f"--config={name}" for name in files]
+        argv += [f"--{name}={value}" for name, value in options.items()]
+        main("methods.cest.CEST", ["fit", *argv, "--ckpt_path", "last"])
+
+    fit("whole")
+    with monkeypatch.context() as patch:
+
+        def kill(self, batch, batch_idx):
+            if self.global_step == 3:
+                raise Killed
+
+        patch.setattr(CEST, "on_train_batch_start", kill)
+        with pytest.raises(Killed):
+            fit("killed")
+    fit("killed")
+    whole, resumed = (
+        torch.load(f"{folder}/checkpoints/last.ckpt", weights_only=True)
+        for folder in ("whole", "killed")
+    )
+    assert whole["global_step"] == resumed["global_step"] == 7
+    for name, value in whole["state_dict"].items():
+        assert torch.equal(value, resumed["state_dict"][name]), name
+    moments = [run["optimizer_states"][0]["state"] for run in (whole, resumed)]
+    for key, state in moments[0].items():
+        for name, value in state.items():
+            assert torch.equal(value, moments[1][key][name]), (key, name)

@@ -1,0 +1,97 @@
+"""Every shipped config runs, found by glob, through the command line that users type."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from methods.cli import main
+from tests.fakes import face_model, voxceleb
+
+ROOT = Path(__file__).resolve().parents[1]
+CONFIGS = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "configs").rglob("*.yaml"))
+METHODS = ["cest"]
+SMOKE = str(ROOT / "tests/smoke.yaml")
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A folder in which the paths that configs name lead to small fakes."""
+    root = tmp_path_factory.mktemp("world")
+    (root / "data/face_models").mkdir(parents=True)
+    face_model.write(root / "data/face_models/bfm2009.npz", identity=199, expression=29)
+    model = face_model.write(root / "model.npz", identity=40, expression=20)
+    voxceleb.write(root / "data/voxceleb")
+    photos = root / "photos"
+    photos.mkdir()
+    Image.fromarray(np.full((90, 90, 3), 128, np.uint8)).save(photos / "a.png")
+    np.savetxt(photos / "a.txt", [[35, 35], [55, 35], [45, 46], [37, 58], [53, 58]])
+    settings = {"identities": [2, 1, 1], "videos": 1, "frames": 3, "size": 48, "texture": 32}
+    overlay = {
+        "model": {"face_model": str(model)},
+        "data": {"init_args": {"settings": {**settings, "face_model": str(model)}, "jobs": 1}},
+    }
+    (root / "fakes.yaml").write_text(yaml.safe_dump(overlay))
+    return root
+
+
+def arguments(config: str, method: str) -> tuple[str, list[str]]:
+    """The subcommand and the files that a config is meant to be used with."""
+    base = f"configs/{method}.yaml"
+    kind = Path(config).parent.name
+    if kind == "benchmarks":
+        return "test", [base, config, "fakes.yaml", SMOKE]
+    if config == "configs/predict.yaml":
+        return "predict", [base, config, "small.yaml"]
+    if kind == "data":
+        return "fit", [base, config, "model.yaml", SMOKE]
+    if kind == "paper":
+        return "fit", [base, "configs/data/voxceleb.yaml", config, SMOKE]
+    return "fit", [base, *([config] if config != base else []), "fakes.yaml", SMOKE]
+
+
+def pairs() -> list[tuple[str, str]]:
+    """Each config with each method that it is for."""
+    found = []
+    for config in CONFIGS:
+        own = [m for m in METHODS if Path(config).stem.split("_")[0] == m]
+        found += [(config, method) for method in own or METHODS]
+    return found
+
+
+@pytest.mark.parametrize(("config", "method"), pairs())
+def test_config_runs(config, method, world, monkeypatch):
+    monkeypatch.chdir(world)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    torch.set_num_threads(2)
+    small = yaml.safe_load(Path(SMOKE).read_text())
+    small["data"] = {}
+    small["model"]["face_model"] = "model.npz"
+    Path("small.yaml").write_text(yaml.safe_dump(small))
+    Path("model.yaml").write_text(yaml.safe_dump({"model": {"face_model": "model.npz"}}))
+    subcommand, files = arguments(config, method)
+    run = Path("runs") / config.replace("/", "_") / method
+    argv = [subcommand, *(f"--config={name}" for name in files), f"--trainer.default_root_dir={run}"]
+    main(f"methods.{method}.{method.upper()}", argv)
+    if subcommand == "fit":
+        assert (run / "checkpoints/last.ckpt").is_file()
+        assert json.loads((run / "run.json").read_text())["steps"]["last"] == 2
+        settings = yaml.safe_load((run / "config.yaml").read_text())
+        for key, value in (yaml.safe_load((ROOT / config).read_text()).get("model") or {}).items():
+            if not str(value).startswith("${") and key not in small["model"]:
+                assert settings["model"][key] == value, key
+    elif subcommand == "test":
+        assert (run / "benchmarks/synthetic.json").is_file()
+    else:
+        assert (run / "predictions/a/face.glb").is_file()
+
+
+def test_there_are_configs():
+    for method in METHODS:
+        assert f"configs/{method}.yaml" in CONFIGS
+        assert f"configs/paper/{method}.yaml" in CONFIGS
