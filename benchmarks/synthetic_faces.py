@@ -511,14 +511,14 @@ def _check_prediction(face: Reconstruction, count: int) -> None:
 
 
 def _same_mesh(face: Reconstruction, model: FaceModel) -> bool:
-    return torch.equal(face.uv, model.uv)  # vertex by vertex; it may draw only a part of the mesh
+    return torch.equal(face.uv, model.uv)  # the same vertices; a method may draw a part only
 
 
 def _other_mesh(face: Reconstruction, model: FaceModel) -> str:
     return (
         "Shape and reflectance are not scored: the predicted mesh "
-        f"({face.vertices.shape[-2]} vertices, {len(face.triangles)} triangles) is not that of the "
-        f"truth ({len(model.mean)}, {len(model.triangles)}), and this benchmark compares "
+        f"({face.vertices.shape[-2]} vertices) is not that of the truth ({len(model.mean)}, with "
+        "their own texture coordinates), and this benchmark compares "
         "corresponding vertices only."
     )
 

@@ -168,6 +168,8 @@ class CEST(FaceMethod):
         face_extent_mm: what the side of an input image measures on a frontal mean face, the viewpoint's start.
         weights: of the loss terms.
         lr: learning rate of Adam.
+        landmark_steps: for so many steps viewpoint and shape learn from the landmarks alone, several times as fast;
+            0 = everything from the start, as in the paper.
         anneal_steps: let the learning rate fall to 0 along a cosine over so many steps, after 50 in which it rises;
             None = constant, as in the paper.
         backend: of the rasterizer.
@@ -197,6 +199,7 @@ class CEST(FaceMethod):
         face_extent_mm: float = 190.0,
         weights: Weights = Weights(),  # noqa: B008  (frozen)
         lr: float = 1e-3,
+        landmark_steps: int = 0,
         anneal_steps: int | None = None,
         backend: Literal["auto", "cpu", "reference", "nvdiffrast"] = "auto",
     ) -> None:
@@ -214,7 +217,8 @@ class CEST(FaceMethod):
         self.conditional, self.symmetry, self.consistency = conditional, symmetry, consistency
         self.detach_conditions = detach_conditions
         self.face_extent_mm = face_extent_mm
-        self.lr, self.anneal_steps, self.backend = lr, anneal_steps, backend
+        self.lr, self.landmark_steps, self.anneal_steps = lr, landmark_steps, anneal_steps
+        self.backend = backend
         triangles = self.face_model.part(region) if region else self.face_model.triangles
         self.register_buffer("triangles", triangles, persistent=False)
         self.uv_grid = uv_grid(self.face_model.uv, triangles, uv_size)
@@ -241,15 +245,8 @@ class CEST(FaceMethod):
         inputs = 2 * images - 1
         camera, viewpoint = self.viewpoint(inputs)
         condition = camera.map(torch.detach) if self.detach_conditions else camera
-        shape_input = inputs
-        if self.conditional:
-            shape_input = canonical_crop(
-                inputs, self.about_pivot(condition), self.image_size, self.face_extent_mm
-            )
-        coefficients = self.f_shape(shape_input.flatten(0, 1)).float().unflatten(0, (b, v))
-        identity, expression = coefficients.split(self.dims, -1)
-        vertices = self.face_model.shape(identity, expression)  # Eq. 5
-
+        identity, expression = self.coefficients(inputs, condition)
+        vertices = self.shape(identity, expression)
         triangles, uv = self.triangles, self.face_model.uv
         size = (images.shape[-2], images.shape[-1])
         surface = draw(vertices, triangles, uv, camera, size, self.backend)
@@ -270,7 +267,7 @@ class CEST(FaceMethod):
         light = light.float().unflatten(-1, (9, self.light_channels)).unflatten(0, (b, v))
         face = Reconstruction(
             vertices=vertices,
-            neutral=self.face_model.shape(identity),
+            neutral=self.shape(identity),
             triangles=triangles,
             uv=uv,
             camera=camera,
@@ -303,6 +300,26 @@ class CEST(FaceMethod):
         offset = camera.project(self.pivot.expand(b, v, 1, 3))[0].squeeze(-2)
         return WeakPerspectiveCamera(rotation, scale, seen_pivot - offset), numbers
 
+    def coefficients(
+        self, inputs: Float[Tensor, "b v 3 h w"], camera: WeakPerspectiveCamera
+    ) -> tuple[Float[Tensor, "b v ki"], Float[Tensor, "b v ke"]]:
+        """f_s: identity and expression, in standard deviations, from the canonical crop (Eq. 10)."""
+        if self.conditional:
+            inputs = canonical_crop(
+                inputs, self.about_pivot(camera), self.image_size, self.face_extent_mm
+            )
+        numbers = self.f_shape(inputs.flatten(0, 1)).float().unflatten(0, inputs.shape[:2])
+        identity, expression = numbers.split(self.dims, -1)
+        return identity, expression
+
+    def shape(
+        self, identity: Float[Tensor, "b v ki"], expression: Float[Tensor, "b v ke"] | None = None
+    ) -> Float[Tensor, "b v n 3"]:
+        """Eq. 5: vertices in millimetres; without expression the neutral face."""
+        if expression is not None:
+            expression = expression * self.face_model.expression_std
+        return self.face_model.shape(identity, expression)
+
     def about_pivot(self, camera: WeakPerspectiveCamera) -> WeakPerspectiveCamera:
         """The camera whose translation is where the middle of the face is seen, not the model frame's origin."""
         batch = camera.scale.shape
@@ -325,21 +342,40 @@ class CEST(FaceMethod):
     def terms(self, batch: FaceBatch) -> dict[str, Tensor]:
         """The terms of Eq. 9; names are the fields of ``Weights``."""
         images = batch["images"]
+        if self.training and self.global_step < self.landmark_steps:
+            return self.terms_without_rendering(batch)
         face, surface = self.estimate(images)
         region = batch["masks"] * surface.mask.detach()  # M of Eq. 6
         photometric = [
             masked_l1(render(surface, reflectance, face.light), images, region)
             for reflectance in self.swapped_reflectances(face.albedo_map)
         ]
-        landmark = landmark_l2(
-            face.landmarks, batch["landmarks"], batch["landmark_confidence"], images.shape[-1]
-        )
         coefficients = torch.cat([face.coefficients["identity"], face.coefficients["expression"]], -1)
         return {
             "photometric": torch.stack(photometric).mean(),
-            "landmark": landmark,
+            "landmark": self.landmark_term(face.landmarks, batch),
             "regularization": coefficient_l2(coefficients),
         }
+
+    def terms_without_rendering(self, batch: FaceBatch) -> dict[str, Tensor]:
+        """The same, where only viewpoint and shape learn, from the landmarks; photometric is 0."""
+        inputs = 2 * batch["images"] - 1
+        camera, _ = self.viewpoint(inputs)
+        identity, expression = self.coefficients(
+            inputs, camera.map(torch.detach) if self.detach_conditions else camera
+        )
+        points = self.face_model.landmarks(self.shape(identity, expression))
+        landmark = self.landmark_term(camera.project(points)[0], batch)
+        return {
+            "photometric": landmark.new_zeros(()),
+            "landmark": landmark,
+            "regularization": coefficient_l2(torch.cat([identity, expression], -1)),
+        }
+
+    def landmark_term(self, points: Float[Tensor, "b v 68 2"], batch: FaceBatch) -> Tensor:
+        """The second term of Eq. 9."""
+        size = batch["images"].shape[-1]
+        return landmark_l2(points, batch["landmarks"], batch["landmark_confidence"], size)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Adam, 1e-3 in the paper (Sec. 4.1)."""

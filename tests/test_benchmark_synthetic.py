@@ -206,10 +206,19 @@ def test_a_face_beside_the_image_and_a_collapsed_one_are_failures(root):
 
 
 def test_another_topology_is_scored_without_shape(root):
-    results = run(root, lambda face: replace(face, triangles=face.triangles[::2]))
+    def other(face):  # the same surface with other texture coordinates: not the same vertices
+        return replace(face, uv=face.uv.roll(1, 0))
+
+    results = run(root, other)
     assert "Shape and reflectance are not scored" in results.protocol
     assert results["shape_mm"].value.n == results["albedo_255"].value.n == 0
     assert results["nme_percent"].value.n == results["photometric_255"].value.n == 6
+
+
+def test_a_method_may_draw_only_a_part_of_the_mesh(root):
+    results = run(root, lambda face: replace(face, triangles=face.triangles[::2]))
+    assert results["shape_mm"].value.n == 6
+    assert results["shape_mm"].value.mean == pytest.approx(0, abs=1e-3)
 
 
 def test_the_mean_face_obeys_the_crop(face_model):

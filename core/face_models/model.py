@@ -14,6 +14,7 @@ Keys of the .npz (n vertices, t triangles; no pickled objects):
 | identity_basis      | float32 (ki, n, 3) | millimetres per standard deviation |
 | expression_basis    | float32 (ke, n, 3) | millimetres per standard deviation, or per full blendshape |
 | expression_names    | str (ke,)          | optional |
+| expression_std      | float32 (ke,)      | optional: the spread of full blendshapes' activations; 1 by default |
 | albedo_mean         | float32 (n, 3)     | RGB in [0, 1] |
 | albedo_basis        | float32 (ka, n, 3) | RGB per standard deviation |
 | uv                  | float32 (n, 2)     | [0, 1], v down |
@@ -55,6 +56,7 @@ class FaceModel(nn.Module):
     triangles: Int[Tensor, "t 3"]
     identity_basis: Float[Tensor, "ki n 3"]
     expression_basis: Float[Tensor, "ke n 3"]
+    expression_std: Float[Tensor, " ke"]
     albedo_mean: Float[Tensor, "n 3"]
     albedo_basis: Float[Tensor, "ka n 3"]
     uv: Float[Tensor, "n 2"]
@@ -94,6 +96,9 @@ class FaceModel(nn.Module):
         for name in self.region_names:
             region = torch.from_numpy(np.ascontiguousarray(arrays[f"region_{name}"])).bool()
             self.register_buffer(f"region_{name}", region, persistent=False)
+        spread = np.asarray(arrays.get("expression_std", np.ones(len(arrays["expression_basis"]))))
+        spread = torch.from_numpy(spread[: len(self.expression_basis)]).float()
+        self.register_buffer("expression_std", spread, persistent=False)
         names = arrays.get("expression_names", np.arange(len(arrays["expression_basis"])).astype(str))
         self.expression_names = [str(name) for name in names][: len(self.expression_basis)]
         self.name, self.source, self.licence = (

@@ -9,6 +9,9 @@ from core.face_models.expressions import expression_shapes
 from core.face_models.identity import identity_modes
 
 
+ACTIVATION_STD = 0.2  # ours: of a blendshape in ordinary talking, where 1 is as far as it goes
+
+
 def build_modes(
     mean: Float[np.ndarray, "n 3"],
     triangles: Int[np.ndarray, "t 3"],
@@ -40,6 +43,7 @@ def build_modes(
         "identity_basis": identity_modes(head).astype(np.float32),
         "expression_basis": shapes.astype(np.float32),
         "expression_names": np.array(names),
+        "expression_std": np.full(len(names), ACTIVATION_STD, np.float32),
         "albedo_mean": albedo_mean.astype(np.float32),
         "albedo_basis": albedo_basis.astype(np.float32),
     }
