@@ -1,0 +1,1 @@
+"""Protocols and their metrics: score any callable from images to Reconstruction."""

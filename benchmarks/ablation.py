@@ -2,8 +2,8 @@
 
     python -m benchmarks.ablation iest --seeds 1 2 3
 
-Trains and scores both, seed by seed, and writes benchmarks/results/ablation_<name>.json and .md: mean and spread of
-each metric, and the differences seed by seed.
+Trains and scores both, seed by seed, and writes benchmarks/results/ablation_<name>.json and .md:
+mean and spread of each metric, and the differences seed by seed.
 """
 
 import argparse
@@ -58,7 +58,9 @@ def main() -> None:
 def train_and_score(
     run: Path, seed: int, overlay: list[str], options: list[str]
 ) -> dict[str, float]:
-    """The means of the metrics after training in this folder; a finished run is not trained again."""
+    """The means of the metrics after training in this folder; a finished run is not trained
+    again.
+    """
     scored = run / "benchmarks" / "synthetic.json"
     if not scored.is_file():
         for subcommand in ("fit", "test"):
@@ -88,7 +90,8 @@ def summarize(scores: list[dict[str, float]]) -> dict[str, Any]:
 def table(summary: dict[str, Any], name: str) -> str:
     """Markdown: both variants, mean +- standard deviation over the seeds."""
     lines = [
-        f"CEST against {name.upper()}, seeds {summary['seeds']}, mean ± standard deviation over them; lower is better.",
+        f"CEST against {name.upper()}, seeds {summary['seeds']}: mean ± standard deviation over "
+        "them; lower is better.",
         "",
         f"| metric | CEST | {name.upper()} | seeds won by CEST |",
         "|---|---|---|---|",

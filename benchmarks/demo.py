@@ -1,6 +1,8 @@
-"""``make demo``: trains CEST on the embedded default, scores it, reconstructs photos, says where everything is.
+"""``make demo``: trains CEST on the embedded default, scores it, reconstructs photos, says where
+everything is.
 
-Each step is a command that a user could type; it is printed before it runs. What they cost and how well the network did
+Each step is a command that a user could type; it is printed before it runs. What they cost and how
+well the network did
 is written to ``runs/demo/results.json``. After a kill the same command goes on where it was.
 """
 
@@ -22,7 +24,8 @@ UNTRAINED = OUT / "untrained"
 ABLATION = Path(__file__).parent / "results" / "ablation_iest.json"
 DATA = Path("data/synthetic")
 
-# Two portraits that come with installed packages, and where their eyes, nose and mouth corners are (pixels, marked by
+# Two portraits that come with installed packages, and where their eyes, nose and mouth corners are
+# (pixels, marked by
 # hand; the second is cropped to the template of face recognition, whose points are known).
 ASTRONAUT = ((203.0, 100.8), (246.7, 103.0), (225.0, 126.7), (205.0, 140.8), (244.2, 141.3))
 TEMPLATE = ((38.3, 51.7), (73.5, 51.5), (56.0, 71.7), (41.5, 92.4), (70.7, 92.2))
@@ -41,15 +44,23 @@ def main() -> None:
     start = time.monotonic()
 
     def cest(subcommand: str, *arguments: str) -> list[str]:
-        return [sys.executable, "-m", "methods.cest", subcommand, "--config", "configs/cest.yaml", *arguments]
+        return [
+            sys.executable,
+            "-m",
+            "methods.cest",
+            subcommand,
+            "--config",
+            "configs/cest.yaml",
+            *arguments,
+        ]
 
     last = ("--ckpt_path", "last")
     peak = step(cest("fit", *last))
     peak = max(peak, step(cest("test", f"--trainer.default_root_dir={UNTRAINED}")))
     peak = max(peak, step(cest("test", *last)))
-    predict = ("--config", "configs/predict.yaml", *last)
-    predict = (*predict, "--data.path", str(photos or collect_photos(OUT / "photos")))
-    peak = max(peak, step(cest("predict", *predict)))
+    folder = photos or collect_photos(OUT / "photos")
+    what = ("--config", "configs/predict.yaml", "--data.path", str(folder))
+    peak = max(peak, step(cest("predict", *what, *last)))
 
     results = collect(time.monotonic() - start, peak)
     path = OUT / "results.json"
@@ -69,7 +80,9 @@ def step(command: list[str]) -> float:
 
 
 def collect_photos(folder: Path) -> Path:
-    """Portraits that come with installed packages, and held-out synthetic frames, with their landmarks beside them."""
+    """Portraits that come with installed packages, and held-out synthetic frames, with their
+    landmarks beside them.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     for package, name, points in (
         ("skimage", "data/astronaut.png", ASTRONAUT),
@@ -105,7 +118,14 @@ def collect(total_seconds: float, peak_gb: float) -> dict[str, Any]:
         return round(values["mean"], 4)
 
     iest = json.loads(ABLATION.read_text()) if ABLATION.is_file() else None
-    names = ("photometric_255", "nme_percent", "pose_degrees", "shape_mm", "neutral_mm", "albedo_255")
+    names = (
+        "photometric_255",
+        "nme_percent",
+        "pose_degrees",
+        "shape_mm",
+        "neutral_mm",
+        "albedo_255",
+    )
     return {
         "photometric": mean(RUN, "photometric_255"),
         "photometric_untrained": mean(UNTRAINED, "photometric_255"),

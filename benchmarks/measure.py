@@ -16,8 +16,8 @@ class Measurement:
 
     Attributes:
         seconds: wall time.
-        peak_gb: the largest sum, over the process and its descendants, of proportional set sizes (shared pages counted
-            once), in 10^9 bytes; NaN where /proc does not tell.
+        peak_gb: the largest sum, over the process and its descendants, of proportional set sizes
+            (shared pages counted once), in 10^9 bytes; NaN where /proc does not tell.
     """
 
     seconds: float

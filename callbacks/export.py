@@ -40,16 +40,22 @@ LAMPS = {  # where each lamp of the relighting stands, camera frame (x right, y 
 class Export(Callback):
     """Writes a folder for each face, named after its photo or frame.
 
-    ``face.obj`` with ``.mtl`` and ``.png`` (millimetres) and ``face.glb`` (metres, as glTF demands), both with the
-    reflectance as texture; ``overlay.png``: the reconstruction in the original image; ``landmarks.png``;
-    ``pictures.png``: input, overlay, shape, albedo and light side by side; ``albedo_map.png``; ``relit.png``: the face
-    under other lamps, and in the light of the batch's next face; ``face.json``: pose, camera, landmarks, coefficients;
-    ``face.npz``: the same and the vertices as arrays. For the frames of a video also ``overlay.mp4``.
+    ``face.obj`` with ``.mtl`` and ``.png`` (millimetres) and ``face.glb`` (metres, as glTF
+    demands), both with the
+    reflectance as texture; ``overlay.png``: the reconstruction in the original image;
+    ``landmarks.png``;
+    ``pictures.png``: input, overlay, shape, albedo and light side by side; ``albedo_map.png``;
+    ``relit.png``: the face
+    under other lamps, and in the light of the batch's next face; ``face.json``: pose, camera,
+    landmarks, coefficients;
+    ``face.npz``: the same and the vertices as arrays. For the frames of a video also
+    ``overlay.mp4``.
 
     Args:
         out: where to; <run folder>/predictions by default.
         picture_size: side of the square pictures, pixels.
-        meshes_every: write meshes and pictures of only every so many-th face (overlays and numbers of all); for videos.
+        meshes_every: write meshes and pictures of only every so many-th face (overlays and numbers
+            of all); for videos.
         video: write overlay.mp4 from the overlays, in the order of prediction.
         frames_per_second: of that video.
     """
@@ -155,7 +161,8 @@ class Export(Callback):
 
 
 def lamp(direction: tuple[float, float, float], strength: float) -> Float[Tensor, "9 3"]:
-    """A lamp and a little ambient light as spherical harmonics of the radiance, order as in ``core.lighting``.
+    """A lamp and a little ambient light as spherical harmonics of the radiance, order as in
+    ``core.lighting``.
 
     Args:
         direction: towards the lamp, camera frame.
@@ -237,17 +244,17 @@ def _numbers(folder: Path, face: Reconstruction, frame: FaceBatch) -> None:
         "coefficients": coefficients,
     }
     (folder / "face.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    np.savez_compressed(
-        folder / "face.npz",
-        vertices=face.vertices[0, 0].numpy(),
-        neutral=face.neutral[0, 0].numpy(),
-        triangles=face.triangles.numpy(),
-        uv=face.uv.numpy(),
-        landmarks=landmarks[0, 0].numpy(),
-        light=face.light[0, 0].numpy(),
-        **{f"camera_{name}": value[0, 0].numpy() for name, value in vars(camera).items()},
-        **{f"coefficients_{name}": np.array(value) for name, value in coefficients.items()},
-    )
+    arrays: dict[str, Any] = {
+        "vertices": face.vertices[0, 0].numpy(),
+        "neutral": face.neutral[0, 0].numpy(),
+        "triangles": face.triangles.numpy(),
+        "uv": face.uv.numpy(),
+        "landmarks": landmarks[0, 0].numpy(),
+        "light": face.light[0, 0].numpy(),
+    }
+    arrays |= {f"camera_{name}": value[0, 0].numpy() for name, value in vars(camera).items()}
+    arrays |= {f"coefficients_{name}": np.array(value) for name, value in coefficients.items()}
+    np.savez_compressed(folder / "face.npz", **arrays)
 
 
 def _irradiance(light: Float[Tensor, "9 c"]) -> float:

@@ -1,0 +1,1 @@
+"""Recipes: one a method, and overlays for data, benchmarks, papers and ablations."""

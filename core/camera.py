@@ -1,10 +1,13 @@
 """Weak-perspective and perspective cameras behind one interface: pixels, depth, clip space.
 
-Convention: camera frame x right, y down, z forward (OpenCV); ``rotation`` maps the model frame (x right, y up, z out
-of the face) into it, so that a frontal face has ``FRONTAL`` = diag(1, -1, -1). Pixels have their origin at the top left
-corner of the image. Clip space: x, y in [-1, 1] from the left and top edges, z in [-1, 1] growing away from the viewer.
-Worked number: weak perspective, frontal, scale 2 px/mm, translation (112, 112): the model point (10, 20, 30) mm is at
-pixel (132, 72), 30 mm nearer to the viewer than the origin (depth -30).
+Convention: camera frame x right, y down, z forward (OpenCV); ``rotation`` maps the model frame (x
+right, y up, z out
+of the face) into it, so that a frontal face has ``FRONTAL`` = diag(1, -1, -1). Pixels have their
+origin at the top left
+corner of the image. Clip space: x, y in [-1, 1] from the left and top edges, z in [-1, 1] growing
+away from the viewer.
+Worked number: weak perspective, frontal, scale 2 px/mm, translation (112, 112): the model point
+(10, 20, 30) mm is at pixel (132, 72), 30 mm nearer to the viewer than the origin (depth -30).
 """
 
 from collections.abc import Callable
@@ -22,7 +25,9 @@ FRONTAL = ((1.0, 0.0, 0.0), (0.0, -1.0, 0.0), (0.0, 0.0, -1.0))
 
 
 def frontal(like: Tensor) -> Float[Tensor, "3 3"]:
-    """The camera rotation of a frontal face, diag(1, -1, -1), with the dtype and device of ``like``."""
+    """The camera rotation of a frontal face, diag(1, -1, -1), with the dtype and device of
+    ``like``.
+    """
     return torch.tensor(FRONTAL, dtype=like.dtype, device=like.device)
 
 
@@ -65,7 +70,9 @@ class Camera:
         raise NotImplementedError
 
     def map(self: AnyCamera, function: Callable[[Tensor], Tensor]) -> AnyCamera:
-        """The camera with function applied to each tensor (indexing, reshaping of the batch axes, .to)."""
+        """The camera with function applied to each tensor (indexing, reshaping of the batch axes,
+        .to).
+        """
         return replace(self, **{name: function(value) for name, value in vars(self).items()})
 
 
@@ -85,7 +92,9 @@ class WeakPerspectiveCamera(Camera):
     def project(
         self, points: Float[Tensor, "*b n 3"]
     ) -> tuple[Float[Tensor, "*b n 2"], Float[Tensor, "*b n"]]:
-        """Pixels and depth in millimetres relative to the model frame's origin (negative = nearer)."""
+        """Pixels and depth in millimetres relative to the model frame's origin (negative =
+        nearer).
+        """
         turned = self.rotate(points)
         pixels = self.scale[..., None, None] * turned[..., :2] + self.translation[..., None, :]
         return pixels, turned[..., 2]
@@ -114,11 +123,12 @@ class WeakPerspectiveCamera(Camera):
 class PerspectiveCamera(Camera):
     """Pinhole camera: pixel = focal * (X_c, Y_c) / Z_c + centre, X_c = rotation @ X + translation.
 
-    Worked number: focal 1015 px, centre (112, 112), a frontal face 1000 mm away: the model point (10, 20, 0) is at pixel
-    (112 + 10.15, 112 - 20.3).
+    Worked number: focal 1015 px, centre (112, 112), a frontal face 1000 mm away: the model point
+    (10, 20, 0) is at pixel (112 + 10.15, 112 - 20.3).
 
     Attributes:
-        translation: of the model frame's origin in the camera frame, millimetres; z > 0 in front of the camera.
+        translation: of the model frame's origin in the camera frame, millimetres; z > 0 in front of
+            the camera.
         focal: pixels.
         centre: principal point, pixels.
     """
@@ -132,7 +142,9 @@ class PerspectiveCamera(Camera):
     def project(
         self, points: Float[Tensor, "*b n 3"]
     ) -> tuple[Float[Tensor, "*b n 2"], Float[Tensor, "*b n"]]:
-        """Pixels and depth in millimetres from the camera; points behind the camera have depth <= 0 and no meaning."""
+        """Pixels and depth in millimetres from the camera; points behind the camera have depth <= 0
+        and no meaning.
+        """
         position = self.rotate(points) + self.translation[..., None, :]
         depth = position[..., 2]
         pixels = self.focal[..., None, None] * position[..., :2] / depth[..., None]

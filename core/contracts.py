@@ -1,4 +1,6 @@
-"""What passes between the parts: a datamodule yields a FaceBatch, a method returns a Reconstruction."""
+"""What passes between the parts: a datamodule yields a FaceBatch, a method returns a
+Reconstruction.
+"""
 
 from dataclasses import dataclass, field, replace
 from typing import NotRequired, TypedDict
@@ -17,8 +19,10 @@ class FaceBatch(TypedDict):
         images: RGB in [0, 1].
         landmarks: 68 points, pixels of ``images``; finite also where missing.
         landmark_confidence: in [0, 1]; 0 = missing, the point must not be used.
-        masks: 1 where the face (skin, eyes, lips, brows, nose) is seen and nothing covers it, else 0.
-        sample_ids: for each of the b x v frames, in that order, a name unique in the dataset ("id/video/clip/frame").
+        masks: 1 where the face (skin, eyes, lips, brows, nose) is seen and nothing covers it, else
+            0.
+        sample_ids: for each of the b x v frames, in that order, a name unique in the dataset
+            ("id/video/clip/frame").
         crop_to_image: maps homogeneous crop pixels to pixels of the original image.
         originals: the b x v uncropped images, RGB in [0, 1], each of its own size.
     """
@@ -34,7 +38,8 @@ class FaceBatch(TypedDict):
 
 @dataclass
 class Reconstruction:
-    """A 3D face per image: all that is needed to draw, measure or export it, for a mesh of any topology.
+    """A 3D face per image: all that is needed to draw, measure or export it, for a mesh of any
+    topology.
 
     Attributes:
         vertices: the face with its expression, model frame, millimetres, not posed.
@@ -44,8 +49,10 @@ class Reconstruction:
         camera: one camera per image, batch shape (b, v), for pixels of the given images.
         landmarks: the 68 points of the mesh projected into the given images, pixels.
         albedo_map: reflectance as a UV map, RGB, about [0, 1].
-        light: spherical harmonics coefficients per colour channel (one channel: white light), camera frame.
-        coefficients: the method's raw estimates by name, e.g. "identity", "expression", in standard deviations.
+        light: spherical harmonics coefficients per colour channel (one channel: white light),
+            camera frame.
+        coefficients: the method's raw estimates by name, e.g. "identity", "expression", in standard
+            deviations.
     """
 
     vertices: Float[Tensor, "b v n 3"]

@@ -1,7 +1,7 @@
 """Faces and their 68 landmarks in an image, by insightface's detector.
 
-insightface's code is MIT; its pretrained models are for non-commercial research only, so none is shipped: the pack is
-downloaded by insightface on first use, or read from where the user has put it.
+insightface's code is MIT; its pretrained models are for non-commercial research only, so none is
+shipped: the pack is downloaded by insightface on first use, or read from where the user has put it.
 """
 
 from dataclasses import dataclass
@@ -41,7 +41,8 @@ class FaceDetector:
         min_score: weaker detections are left out.
 
     Raises:
-        AssetNotFoundError: the pack is not there and cannot be downloaded; says which file to place where.
+        AssetNotFoundError: the pack is not there and cannot be downloaded; says which file to place
+            where.
     """
 
     def __init__(self, pack: str = PACK, min_score: float = 0.5) -> None:
@@ -59,8 +60,9 @@ class FaceDetector:
             raise AssetNotFoundError(
                 f"insightface's model pack '{pack}'",
                 f"'{folder}', and it could not be downloaded ({type(error).__name__})",
-                f"Download {PACK}.zip from the model zoo of the insightface project and place {' and '.join(FILES)} in "
-                f"'{folder}', or give landmarks: <image>.txt beside each image, 5 or 68 lines 'x y'.",
+                f"Download {PACK}.zip from the model zoo of the insightface project and place "
+                f"{' and '.join(FILES)} in '{folder}', or give landmarks: <image>.txt beside each "
+                "image, 5 or 68 lines 'x y'.",
                 LICENCE,
             ) from error
         self.analysis.prepare(ctx_id=-1, det_thresh=min_score)

@@ -2,11 +2,14 @@
 
 
 class MonofaceError(Exception):
-    """Anything that a user can put right; the command line prints it in a few lines, without a traceback."""
+    """Anything that a user can put right; the command line prints it in a few lines, without a
+    traceback.
+    """
 
 
 class AssetNotFoundError(MonofaceError, FileNotFoundError):
-    """A file that the user has to bring (a licensed model, weights, a dataset) is not where we looked.
+    """A file that the user has to bring (a licensed model, weights, a dataset) is not where we
+    looked.
 
     Args:
         what: the asset, in the user's words.

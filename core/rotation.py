@@ -1,9 +1,12 @@
-"""Rotations of the head: rotation vectors (kornia, exact at 0 and pi) and the Euler angles of 300W-LP.
+"""Rotations of the head: rotation vectors (kornia, exact at 0 and pi) and the Euler angles of
+300W-LP.
 
-Convention: 3x3 matrices act on column vectors in the model frame (x right, y up, z out of the face); radians.
-Worked numbers: yaw = +30 degrees maps the nose direction (0, 0, 1) to (-0.5, 0, 0.866): to the image's left;
-pitch = +30 degrees maps it to (0, 0.5, 0.866): up; roll = +30 degrees maps (1, 0, 0) to (0.866, -0.5, 0): clockwise
-in the image.
+Convention: 3x3 matrices act on column vectors in the model frame (x right, y up, z out of the
+face); radians.
+Worked numbers: yaw = +30 degrees maps the nose direction (0, 0, 1) to (-0.5, 0, 0.866): to the
+image's left;
+pitch = +30 degrees maps it to (0, 0.5, 0.866): up; roll = +30 degrees maps (1, 0, 0) to (0.866,
+-0.5, 0): clockwise in the image.
 """
 
 import torch
@@ -16,7 +19,9 @@ from torch import Tensor
 
 
 def rotation_from_vector(vector: Float[Tensor, "*b 3"]) -> Float[Tensor, "*b 3 3"]:
-    """Rodrigues' formula: the rotation by |vector| radians about vector (CEST Eq. 11). Smooth at 0."""
+    """Rodrigues' formula: the rotation by |vector| radians about vector (CEST Eq. 11). Smooth at
+    0.
+    """
     return axis_angle_to_rotation_matrix(vector.reshape(-1, 3)).reshape(*vector.shape, 3)
 
 
@@ -28,7 +33,9 @@ def vector_from_rotation(rotation: Float[Tensor, "*b 3 3"]) -> Float[Tensor, "*b
 def rotation_from_euler(
     pitch: Float[Tensor, "*b"], yaw: Float[Tensor, "*b"], roll: Float[Tensor, "*b"]
 ) -> Float[Tensor, "*b 3 3"]:
-    """Rx(pitch) Ry(yaw) Rz(roll) with the elementary matrices of 300W-LP (transposed against the usual ones)."""
+    """Rx(pitch) Ry(yaw) Rz(roll) with the elementary matrices of 300W-LP (transposed against the
+    usual ones).
+    """
     zero, one = torch.zeros_like(pitch), torch.ones_like(pitch)
 
     def matrix(*rows: tuple[Tensor, Tensor, Tensor]) -> Tensor:
@@ -46,8 +53,11 @@ def rotation_from_euler(
 def euler_from_rotation(
     rotation: Float[Tensor, "*b 3 3"],
 ) -> tuple[Float[Tensor, "*b"], Float[Tensor, "*b"], Float[Tensor, "*b"]]:
-    """Pitch, yaw, roll; yaw in [-pi/2, pi/2]. At |yaw| = 90 degrees only pitch -/+ roll is defined."""
-    # The matrix of rotation_from_euler: first row (cy cr, cy sr, -sy), last column (-sy, sp cy, cp cy).
+    """Pitch, yaw, roll; yaw in [-pi/2, pi/2]. At |yaw| = 90 degrees only pitch -/+ roll is
+    defined.
+    """
+    # The matrix of rotation_from_euler: first row (cy cr, cy sr, -sy), last column (-sy, sp cy, cp
+    # cy).
     yaw = torch.asin((-rotation[..., 0, 2]).clamp(-1, 1))
     pitch = torch.atan2(rotation[..., 1, 2], rotation[..., 2, 2])
     roll = torch.atan2(rotation[..., 0, 1], rotation[..., 0, 0])
@@ -55,7 +65,9 @@ def euler_from_rotation(
 
 
 def rotation_angle(rotation: Float[Tensor, "*b 3 3"]) -> Float[Tensor, "*b"]:
-    """The angle of a rotation in [0, pi]: of A @ B^T it is the geodesic distance of A and B. Not for gradients at 0."""
+    """The angle of a rotation in [0, pi]: of A @ B^T it is the geodesic distance of A and B. Not
+    for gradients at 0.
+    """
     sine = torch.stack(
         [
             rotation[..., 2, 1] - rotation[..., 1, 2],

@@ -1,0 +1,1 @@
+"""Datasets as LightningDataModules that yield core.contracts.FaceBatch."""

@@ -28,14 +28,16 @@ class Photos(LightningDataModule):
 
     Landmarks are taken from, in this order:
 
-    * for a photo ``<name>.jpg``: ``<name>.txt`` or ``<name>.npy`` beside it, or in ``detections/`` or ``landmarks/``
-      beside it. Text: a line ``x y`` a point; array: (k, 2) or more columns. k = 5 (image-left eye, image-right eye,
-      nose tip, image-left and image-right mouth corner) or 68 (iBUG order);
-    * for a video: ``landmarks``, or ``landmarks68.npz`` or ``<name>.npz`` beside it, with ``landmarks`` (frames, 5 or 68, 2 or more columns)
-      and optionally ``valid`` (frames,);
+    * for a photo ``<name>.jpg``: ``<name>.txt`` or ``<name>.npy`` beside it, or in ``detections/``
+      or ``landmarks/``
+      beside it. Text: a line ``x y`` a point; array: (k, 2) or more columns. k = 5 (image-left eye,
+      image-right eye, nose tip, image-left and image-right mouth corner) or 68 (iBUG order);
+    * for a video: ``landmarks``, or ``landmarks68.npz`` or ``<name>.npz`` beside it, with
+      ``landmarks`` (frames, 5 or 68, 2 or more columns) and optionally ``valid`` (frames,);
     * insightface's detector, which may find several faces in an image.
 
-    Coordinates are pixels of the image, y down. What cannot be read, or shows no face, is skipped, counted and logged.
+    Coordinates are pixels of the image, y down. What cannot be read, or shows no face, is skipped,
+    counted and logged.
 
     Args:
         path: a folder, an image or a video.
@@ -203,7 +205,7 @@ class _Reader:
                         f"'{known}' has {arrays.files}, wanted 'landmarks' (frames, 5 or 68, 2)"
                     )
                 points = torch.from_numpy(arrays["landmarks"]).float()[..., :2]
-                valid = arrays["valid"] if "valid" in arrays else np.ones(len(points), bool)
+                valid = arrays["valid"] if "valid" in arrays else None
         try:
             with av.open(str(file)) as container:
                 for index, frame in enumerate(container.decode(video=0)):
@@ -215,7 +217,7 @@ class _Reader:
                     )
                     if points is None:
                         yield from self.detected(name, image)
-                    elif index >= len(points) or not valid[index]:
+                    elif index >= len(points) or (valid is not None and not valid[index]):
                         self.skip(name, f"no landmarks in '{known}'")
                     else:
                         yield name, image, points[index]

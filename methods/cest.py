@@ -10,9 +10,12 @@
     Eq. 12    unwrapping                    core.uv.unwrap
     App. B.1  networks                      Encoder, ReflectanceNet
 
-Differs from the paper: the weights of Eq. 9 are not legible in its text, ours are in ``Weights``; the widths of its
-layer tables neither, ours are ``width`` times 1, 2, 4, 8, 8, 8; the reflectance network also sees which texels are
-visible; the light's first coefficient has the common offset of 0.8, so that a zero output is a lit face.
+Differs from the paper: the weights of Eq. 9 are not legible in its text, ours are in ``Weights``;
+the widths of its
+layer tables neither, ours are ``width`` times 1, 2, 4, 8, 8, 8; the reflectance network also sees
+which texels are
+visible; the light's first coefficient has the common offset of 0.8, so that a zero output is a lit
+face.
 """
 
 import math
@@ -40,8 +43,8 @@ from core.uv import unwrap, uv_grid
 from methods.base import FaceMethod
 from methods.cli import main
 
-
-# The last strided layer then still sees 2 x 2 pixels. Of a single pixel torch 2.15's bfloat16 convolution computes its
+# The last strided layer then still sees 2 x 2 pixels. Of a single pixel torch 2.15's bfloat16
+# convolution computes its
 # weights' gradient from uninitialized memory.
 SMALLEST = 33
 
@@ -65,7 +68,8 @@ torch.serialization.add_safe_globals([Weights])
 
 
 class Encoder(nn.Sequential):
-    """Image(s) to parameters (App. B.1): 3x3 convolutions of stride 2 with BN and ReLU, and one that gives the numbers.
+    """Image(s) to parameters (App. B.1): 3x3 convolutions of stride 2 with BN and ReLU, and one
+    that gives the numbers.
 
     Args:
         channels: of the input.
@@ -84,13 +88,14 @@ class Encoder(nn.Sequential):
             ]
             channels, size = factor * width, (size + 1) // 2
         last = nn.Conv2d(channels, outputs, size)
-        nn.init.zeros_(last.weight)
-        nn.init.zeros_(last.bias)
+        for parameter in last.parameters():
+            nn.init.zeros_(parameter)
         super().__init__(*layers, last, nn.Flatten())
 
 
 class ReflectanceNet(nn.Module):
-    """Texture to reflectance, both UV maps (App. B.1): a U-Net whose skips are added, not concatenated.
+    """Texture to reflectance, both UV maps (App. B.1): a U-Net whose skips are added, not
+    concatenated.
 
     Args:
         channels: of the input.
@@ -152,26 +157,32 @@ class CEST(FaceMethod):
 
     Args:
         face_model: "procedural" or the path of a face model's .npz.
-        identity_dims: how many identity modes are estimated; all by default. The paper: 199 of BFM 2009.
-        expression_dims: how many expression modes are estimated; all by default. The paper: 29 of 3DDFA.
-        region: the part of the face model that is rendered, unwrapped and given back; None = the whole mesh.
+        identity_dims: how many identity modes are estimated; all by default. The paper: 199 of BFM
+            2009.
+        expression_dims: how many expression modes are estimated; all by default. The paper: 29 of
+            3DDFA.
+        region: the part of the face model that is rendered, unwrapped and given back; None = the
+            whole mesh.
         image_size: height and width of the input images, pixels.
         uv_size: height and width of the texture and reflectance maps, texels.
         width: channels after the first layer of each encoder.
         reflectance_width: channels after the first layer of the reflectance network.
         light_channels: 1 = white light, 9 coefficients (the paper); 3 = coloured light, 27.
-        conditional: estimate in sequence (CEST); otherwise all four networks see only the image (IEST).
+        conditional: estimate in sequence (CEST); otherwise all four networks see only the image
+            (IEST).
         symmetry: also render with the mirrored reflectances r' of Eq. 7-8.
-        consistency: whose reflectance renders a frame: "pair" = that of another frame of its clip (Eq. 8), "average" =
-            the mean over the clip (App. B.2), "none" = its own.
-        detach_conditions: stop the gradient of what is estimated later into the crop and the unwrapping positions.
-        face_extent_mm: what the side of an input image measures on a frontal mean face, the viewpoint's start.
+        consistency: whose reflectance renders a frame: "pair" = that of another frame of its clip
+            (Eq. 8), "average" = the mean over the clip (App. B.2), "none" = its own.
+        detach_conditions: stop the gradient of what is estimated later into the crop and the
+            unwrapping positions.
+        face_extent_mm: what the side of an input image measures on a frontal mean face, the
+            viewpoint's start.
         weights: of the loss terms.
         lr: learning rate of Adam.
-        landmark_steps: for so many steps viewpoint and shape learn from the landmarks alone, several times as fast;
-            0 = everything from the start, as in the paper.
-        anneal_steps: let the learning rate fall to 0 along a cosine over so many steps, after 50 in which it rises;
-            None = constant, as in the paper.
+        landmark_steps: for so many steps viewpoint and shape learn from the landmarks alone,
+            several times as fast; 0 = everything from the start, as in the paper.
+        anneal_steps: let the learning rate fall to 0 along a cosine over so many steps, after 50 in
+            which it rises; None = constant, as in the paper.
         backend: of the rasterizer.
 
     Raises:
@@ -197,7 +208,7 @@ class CEST(FaceMethod):
         consistency: Literal["pair", "average", "none"] = "pair",
         detach_conditions: bool = False,
         face_extent_mm: float = 190.0,
-        weights: Weights = Weights(),  # noqa: B008  (frozen)
+        weights: Weights = Weights(),
         lr: float = 1e-3,
         landmark_steps: int = 0,
         anneal_steps: int | None = None,
@@ -206,8 +217,8 @@ class CEST(FaceMethod):
         super().__init__()
         if min(image_size, uv_size) < SMALLEST:
             raise MonofaceError(
-                f"CEST: image_size {image_size} and uv_size {uv_size} must be at least {SMALLEST} pixels, or nothing "
-                "is left for the last layers to look at"
+                f"CEST: image_size {image_size} and uv_size {uv_size} must be at least {SMALLEST} "
+                "pixels, or nothing is left for the last layers to look at"
             )
         self.weights = weights
         self.face_model = load_face_model(face_model, identity_dims, expression_dims, albedo_dims=0)
@@ -228,7 +239,9 @@ class CEST(FaceMethod):
         self.f_shape = Encoder(3, image_size, sum(self.dims), width)
         self.f_reflectance = ReflectanceNet(4 if conditional else 3, reflectance_width)
         self.f_light = (
-            Encoder(9, uv_size, lights, width) if conditional else Encoder(3, image_size, lights, width)
+            Encoder(9, uv_size, lights, width)
+            if conditional
+            else Encoder(3, image_size, lights, width)
         )
         self.to(memory_format=torch.channels_last)  # faster convolutions on both CPU and GPU
         landmarks = self.face_model.landmarks(self.face_model.mean)
@@ -287,8 +300,8 @@ class CEST(FaceMethod):
     ) -> tuple[WeakPerspectiveCamera, Float[Tensor, "b v 7"]]:
         """f_v: scale, rotation vector and translation (Eq. 11) from the image.
 
-        Zero outputs are a frontal face in the middle of the image. The third translation, of the paper's seven numbers,
-        is depth, which weak perspective cannot see; it stays at its start.
+        Zero outputs are a frontal face in the middle of the image. The third translation, of the
+        paper's seven numbers, is depth, which weak perspective cannot see; it stays at its start.
         """
         b, v, _, height, width = inputs.shape
         numbers = self.f_viewpoint(inputs.flatten(0, 1)).float().unflatten(0, (b, v))
@@ -303,7 +316,9 @@ class CEST(FaceMethod):
     def coefficients(
         self, inputs: Float[Tensor, "b v 3 h w"], camera: WeakPerspectiveCamera
     ) -> tuple[Float[Tensor, "b v ki"], Float[Tensor, "b v ke"]]:
-        """f_s: identity and expression, in standard deviations, from the canonical crop (Eq. 10)."""
+        """f_s: identity and expression, in standard deviations, from the canonical crop (Eq.
+        10).
+        """
         if self.conditional:
             inputs = canonical_crop(
                 inputs, self.about_pivot(camera), self.image_size, self.face_extent_mm
@@ -321,7 +336,9 @@ class CEST(FaceMethod):
         return self.face_model.shape(identity, expression)
 
     def about_pivot(self, camera: WeakPerspectiveCamera) -> WeakPerspectiveCamera:
-        """The camera whose translation is where the middle of the face is seen, not the model frame's origin."""
+        """The camera whose translation is where the middle of the face is seen, not the model
+        frame's origin.
+        """
         batch = camera.scale.shape
         seen = camera.project(self.pivot.expand(*batch, 1, 3))[0].squeeze(-2)
         return WeakPerspectiveCamera(camera.rotation, camera.scale, seen)
@@ -350,7 +367,9 @@ class CEST(FaceMethod):
             masked_l1(render(surface, reflectance, face.light), images, region)
             for reflectance in self.swapped_reflectances(face.albedo_map)
         ]
-        coefficients = torch.cat([face.coefficients["identity"], face.coefficients["expression"]], -1)
+        coefficients = torch.cat(
+            [face.coefficients["identity"], face.coefficients["expression"]], -1
+        )
         return {
             "photometric": torch.stack(photometric).mean(),
             "landmark": self.landmark_term(face.landmarks, batch),
@@ -396,7 +415,9 @@ def annealed(step: int, steps: int | None, rise: int = 50) -> float:
 
 
 def other_frames(b: int, v: int) -> Int[Tensor, "b v"]:
-    """For each of v frames of b clips one other frame of its clip, j != i, each with equal chance (Eq. 8)."""
+    """For each of v frames of b clips one other frame of its clip, j != i, each with equal chance
+    (Eq. 8).
+    """
     return (torch.arange(v) + torch.randint(1, v, (b, v))) % v
 
 

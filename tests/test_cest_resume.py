@@ -1,4 +1,5 @@
-"""CEST's real training (reader, workers, augmentation, bfloat16) killed in mid-epoch equals the uninterrupted one."""
+"""CEST's real training (reader, workers, augmentation, bfloat16) killed in mid-epoch equals the
+uninterrupted one."""
 
 from pathlib import Path
 

@@ -76,7 +76,11 @@ def test_config_runs(config, method, world, monkeypatch):
     Path("model.yaml").write_text(yaml.safe_dump({"model": {"face_model": "model.npz"}}))
     subcommand, files = arguments(config, method)
     run = Path("runs") / config.replace("/", "_") / method
-    argv = [subcommand, *(f"--config={name}" for name in files), f"--trainer.default_root_dir={run}"]
+    argv = [
+        subcommand,
+        *(f"--config={name}" for name in files),
+        f"--trainer.default_root_dir={run}",
+    ]
     main(f"methods.{method}.{method.upper()}", argv)
     if subcommand == "fit":
         assert (run / "checkpoints/last.ckpt").is_file()

@@ -1,4 +1,5 @@
-"""Export: what is written for each face, and that meshes, numbers and pictures agree with each other."""
+"""Export: what is written for each face, and that meshes, numbers and pictures agree with each
+other."""
 
 import json
 
@@ -91,7 +92,9 @@ def test_overlay_changes_the_photo_only_on_the_face(export, tmp_path):
     changed = np.abs(overlay - original).max(-1) > 2
     y, x = np.nonzero(changed)
     centre = FIVE.mean(0)
-    assert changed[int(centre[1]) - 5 : int(centre[1]) + 5, int(centre[0]) - 5 : int(centre[0]) + 5].all()
+    assert changed[
+        int(centre[1]) - 5 : int(centre[1]) + 5, int(centre[0]) - 5 : int(centre[0]) + 5
+    ].all()
     assert np.abs([x.mean(), y.mean()] - centre).max() < 15
     for corner in (changed[:9, :9], changed[:9, -9:], changed[-9:, :9]):
         assert not corner.any()
@@ -112,6 +115,8 @@ def test_film_of_all_overlays_and_meshes_of_some(export):
 def test_a_lamp_lights_the_side_it_stands_on(name):
     light = lamp(LAMPS[name], strength=0.7)
     towards = torch.nn.functional.normalize(torch.tensor(LAMPS[name]), dim=0)
-    bright, dark = (sh_basis(n) @ light[:, 0] for n in (towards, towards * torch.tensor([-1, -1, 1.0])))
+    bright, dark = (
+        sh_basis(n) @ light[:, 0] for n in (towards, towards * torch.tensor([-1, -1, 1.0]))
+    )
     assert bright > 2 * dark.clamp(min=0)
     assert 0.5 < bright < 2.5

@@ -1,4 +1,5 @@
-"""Photos and videos for prediction: where landmarks come from, what is skipped, and that crops are in register."""
+"""Photos and videos for prediction: where landmarks come from, what is skipped, and that crops are
+in register."""
 
 import os
 from pathlib import Path
@@ -156,7 +157,12 @@ def test_a_missing_detector_says_which_file_to_place_where(tmp_path, monkeypatch
     monkeypatch.setattr("core.detect.ROOT", tmp_path)
     with pytest.raises(AssetNotFoundError) as caught:
         FaceDetector()
-    for part in ("det_10g.onnx", "1k3d68.onnx", str(tmp_path / "models/buffalo_l"), "non-commercial"):
+    for part in (
+        "det_10g.onnx",
+        "1k3d68.onnx",
+        str(tmp_path / "models/buffalo_l"),
+        "non-commercial",
+    ):
         assert part in str(caught.value)
 
 

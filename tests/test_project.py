@@ -1,4 +1,5 @@
-"""The house rules that machines can hold: shape checking is on, imports go one way, plug-ins enter by one door."""
+"""The house rules that machines can hold: shape checking is on, imports go one way, plug-ins enter
+by one door."""
 
 import ast
 import re
@@ -20,11 +21,12 @@ SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob
 
 
 def test_a_wrong_shape_raises():
-    """The canary: without beartype behind jaxtyping nothing would be checked, and this would pass silently."""
-    with pytest.raises(Exception, match="(?i)type-check"):
+    """The canary: without beartype behind jaxtyping nothing would be checked, and this would pass
+    silently."""
+    with pytest.raises(Exception, match=r"(?i)type-check"):
         sh_basis(torch.zeros(5, 4))
     image = torch.zeros(2, 3, 8, 8)
-    with pytest.raises(Exception, match="(?i)type-check"):
+    with pytest.raises(Exception, match=r"(?i)type-check"):
         masked_l1(image, image, torch.ones(2, 1, 8, 9))
 
 

@@ -1,7 +1,7 @@
 """FaceModel: a linear 3D morphable model (3DMM) read from one .npz.
 
-    S = mean + identity_basis a_id + expression_basis a_exp          (PGN 1, CEST 5, Deng 1, MGCNet 1)
-    T = albedo_mean + albedo_basis a_alb
+    S = mean + identity_basis a_id + expression_basis a_exp          (PGN 1, CEST 5, Deng 1, MGCNet
+    1) T = albedo_mean + albedo_basis a_alb
 
 Keys of the .npz (n vertices, t triangles; no pickled objects):
 
@@ -12,16 +12,16 @@ Keys of the .npz (n vertices, t triangles; no pickled objects):
 | mean                | float32 (n, 3)     | millimetres, model frame |
 | triangles           | int (t, 3)         | counter-clockwise seen from outside |
 | identity_basis      | float32 (ki, n, 3) | millimetres per standard deviation |
-| expression_basis    | float32 (ke, n, 3) | millimetres per standard deviation, or per full blendshape |
+| expression_basis    | float32 (ke, n, 3) | mm per standard deviation, or per full blendshape |
 | expression_names    | str (ke,)          | optional |
-| expression_std      | float32 (ke,)      | optional: the spread of full blendshapes' activations; 1 by default |
+| expression_std      | float32 (ke,)      | optional: spread of the activations; 1 by default |
 | albedo_mean         | float32 (n, 3)     | RGB in [0, 1] |
 | albedo_basis        | float32 (ka, n, 3) | RGB per standard deviation |
 | uv                  | float32 (n, 2)     | [0, 1], v down |
 | mirror              | int (n,)           | index of the mirrored vertex |
 | landmark_vertices   | int (68, 3)        | a landmark is the weighted mean of three vertices |
 | landmark_weights    | float32 (68, 3)    | rows sum to 1 |
-| region_<name>       | bool (n,)          | at least ``face``: the part that methods and benchmarks look at |
+| region_<name>       | bool (n,)          | at least ``face``: what is rendered and scored |
 """
 
 from pathlib import Path
@@ -35,10 +35,19 @@ from core.errors import AssetNotFoundError, DataError
 from core.precision import at_least_float32, without_autocast
 
 VERSION = 1
-REQUIRED = (
-    "mean triangles identity_basis expression_basis albedo_mean albedo_basis uv mirror "
-    "landmark_vertices landmark_weights region_face"
-).split()
+REQUIRED = [
+    "mean",
+    "triangles",
+    "identity_basis",
+    "expression_basis",
+    "albedo_mean",
+    "albedo_basis",
+    "uv",
+    "mirror",
+    "landmark_vertices",
+    "landmark_weights",
+    "region_face",
+]
 
 
 class FaceModel(nn.Module):
@@ -46,7 +55,8 @@ class FaceModel(nn.Module):
 
     Args:
         arrays: the keys of the .npz described in this module's docstring.
-        identity_dims, expression_dims, albedo_dims: keep only the first so many modes; None keeps all.
+        identity_dims, expression_dims, albedo_dims: keep only the first so many modes; None keeps
+            all.
 
     Raises:
         DataError: a key is missing, or the shapes, index ranges or values do not fit together.
@@ -84,7 +94,9 @@ class FaceModel(nn.Module):
                 wanted = kept[key]
                 if wanted is not None and wanted > len(array):
                     raise DataError(
-                        f"the face model '{arrays.get('name', '?')}' has {len(array)} modes in {key}, but {wanted} "
+                        f"the face model '{arrays.get('name', '?')}' has {len(array)} modes "
+                        f"in {key}, "
+                        f"but {wanted} "
                         f"were asked for; ask for at most {len(array)}"
                     )
                 array = array[:wanted]
@@ -97,9 +109,11 @@ class FaceModel(nn.Module):
             region = torch.from_numpy(np.ascontiguousarray(arrays[f"region_{name}"])).bool()
             self.register_buffer(f"region_{name}", region, persistent=False)
         spread = np.asarray(arrays.get("expression_std", np.ones(len(arrays["expression_basis"]))))
-        spread = torch.from_numpy(spread[: len(self.expression_basis)]).float()
-        self.register_buffer("expression_std", spread, persistent=False)
-        names = arrays.get("expression_names", np.arange(len(arrays["expression_basis"])).astype(str))
+        spread = spread[: len(self.expression_basis)].astype(np.float32)
+        self.register_buffer("expression_std", torch.from_numpy(spread), persistent=False)
+        names = arrays.get(
+            "expression_names", np.arange(len(arrays["expression_basis"])).astype(str)
+        )
         self.expression_names = [str(name) for name in names][: len(self.expression_basis)]
         self.name, self.source, self.licence = (
             str(arrays.get(key, "unknown")) for key in ("name", "source", "licence")
@@ -123,7 +137,7 @@ class FaceModel(nn.Module):
             raise AssetNotFoundError(
                 "face model",
                 f"'{path}'",
-                "Give the path of a .npz in monoface's format, or 'procedural' for the built-in one.",
+                "Give the path of a .npz in monoface's format, or 'procedural' for ours.",
             )
         try:
             with np.load(path, allow_pickle=False) as file:
@@ -139,7 +153,9 @@ class FaceModel(nn.Module):
             DataError: this model has no such region; the message lists those it has.
         """
         if name not in self.region_names:
-            raise DataError(f"face model '{self.name}' has no region '{name}', only {self.region_names}")
+            raise DataError(
+                f"face model '{self.name}' has no region '{name}', only {self.region_names}"
+            )
         return getattr(self, f"region_{name}")
 
     def part(self, name: str) -> Int[Tensor, "t 3"]:
@@ -153,7 +169,9 @@ class FaceModel(nn.Module):
     def shape(
         self, identity: Float[Tensor, "*b ki"], expression: Float[Tensor, "*b ke"] | None = None
     ) -> Float[Tensor, "*b n 3"]:
-        """Vertices in millimetres, model frame (CEST Eq. 5); without expression the neutral face."""
+        """Vertices in millimetres, model frame (CEST Eq. 5); without expression the neutral
+        face.
+        """
         with without_autocast(identity):
             offset = at_least_float32(identity) @ self.identity_basis.flatten(1)
             if expression is not None:
@@ -194,10 +212,14 @@ def _check(arrays: dict[str, np.ndarray]) -> None:
     """Raise DataError unless the arrays fit together."""
     missing = [key for key in REQUIRED if key not in arrays]
     if missing:
-        raise DataError(f"not a face model: the keys {missing} are missing; it has {sorted(arrays)}")
+        raise DataError(
+            f"not a face model: the keys {missing} are missing; it has {sorted(arrays)}"
+        )
     version = int(arrays.get("version", VERSION))
     if version != VERSION:
-        raise DataError(f"face model file of version {version}; this release reads version {VERSION}")
+        raise DataError(
+            f"face model file of version {version}; this release reads version {VERSION}"
+        )
     n = len(arrays["mean"])
     wanted = {
         "mean": (n, 3),
@@ -213,7 +235,9 @@ def _check(arrays: dict[str, np.ndarray]) -> None:
     }
     for key, shape in wanted.items():
         got = arrays[key].shape
-        if len(got) != len(shape) or any(w not in (None, g) for g, w in zip(got, shape, strict=True)):
+        if len(got) != len(shape) or any(
+            w not in (None, g) for g, w in zip(got, shape, strict=True)
+        ):
             raise DataError(f"face model: '{key}' has shape {got}, wanted {shape} for {n} vertices")
     for key in ("triangles", "mirror", "landmark_vertices"):
         array = arrays[key]
@@ -221,7 +245,8 @@ def _check(arrays: dict[str, np.ndarray]) -> None:
             raise DataError(f"face model: '{key}' must hold integers, not {array.dtype}")
         if array.size and (array.min() < 0 or array.max() >= n):
             raise DataError(
-                f"face model: '{key}' points at vertices {array.min()}..{array.max()}, but there are only {n} "
+                f"face model: '{key}' points at vertices {array.min()}..{array.max()}, but there "
+                f"are only {n} "
                 "(indices are 0-based)"
             )
     for key in wanted:

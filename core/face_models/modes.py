@@ -8,7 +8,6 @@ from core.face_models.anatomy import Head
 from core.face_models.expressions import expression_shapes
 from core.face_models.identity import identity_modes
 
-
 ACTIVATION_STD = 0.2  # ours: of a blendshape in ordinary talking, where 1 is as far as it goes
 
 
