@@ -44,7 +44,8 @@ class Camera:
     @property
     def head_rotation(self) -> Float[Tensor, "*b 3 3"]:
         """The rotation of the head in the model frame's axes; identity for a frontal face."""
-        return frontal(self.rotation) @ self.rotation
+        with without_autocast(self.rotation):
+            return frontal(self.rotation) @ self.rotation
 
     def rotate(self, directions: Float[Tensor, "*b n 3"]) -> Float[Tensor, "*b n 3"]:
         """Directions (normals) from the model frame to the camera frame."""

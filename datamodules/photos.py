@@ -205,7 +205,7 @@ class _Reader:
                         f"'{known}' has {arrays.files}, wanted 'landmarks' (frames, 5 or 68, 2)"
                     )
                 points = torch.from_numpy(arrays["landmarks"]).float()[..., :2]
-                valid = arrays["valid"] if "valid" in arrays else None
+                valid = arrays.get("valid")
         try:
             with av.open(str(file)) as container:
                 for index, frame in enumerate(container.decode(video=0)):

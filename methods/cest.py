@@ -37,6 +37,7 @@ from core.errors import MonofaceError
 from core.face_models import load_face_model
 from core.lighting import AMBIENT
 from core.losses import coefficient_l2, landmark_l2, masked_l1
+from core.precision import without_autocast
 from core.render import Surface, draw, render
 from core.rotation import rotation_from_vector
 from core.uv import unwrap, uv_grid
@@ -306,7 +307,8 @@ class CEST(FaceMethod):
         b, v, _, height, width = inputs.shape
         numbers = self.f_viewpoint(inputs.flatten(0, 1)).float().unflatten(0, (b, v))
         scale = width / self.face_extent_mm * torch.exp(numbers[..., 0])
-        rotation = frontal(numbers) @ rotation_from_vector(numbers[..., 1:4])
+        with without_autocast(numbers):
+            rotation = frontal(numbers) @ rotation_from_vector(numbers[..., 1:4])
         middle = numbers.new_tensor([width / 2, height / 2])
         seen_pivot = middle + width * numbers[..., 4:6]
         camera = WeakPerspectiveCamera(rotation, scale, torch.zeros_like(seen_pivot))

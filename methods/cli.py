@@ -2,6 +2,7 @@
 
 import inspect
 import logging
+import os
 import shlex
 import sys
 import warnings
@@ -9,6 +10,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
 
+import torch
 import yaml
 from pytorch_lightning import Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
@@ -123,6 +125,19 @@ def _run(method: type, module: str, argv: list[str]) -> None:
 def run_folder(method: type) -> str:
     """Where a method's runs go by default: runs/cest for methods.cest.CEST."""
     return f"runs/{method.__module__.rpartition('.')[2]}"
+
+
+def threads_beside(workers: int) -> int:
+    """Threads for torch beside so many reading processes; OMP_NUM_THREADS, if set, is obeyed."""
+    if "OMP_NUM_THREADS" in os.environ:
+        return torch.get_num_threads()
+    return max(1, _cores() - workers)
+
+
+def _cores() -> int:
+    """Those that this process may use; Linux alone tells."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 def _plain_defaults(method: type) -> dict[str, Any]:
@@ -253,7 +268,12 @@ class CommandLine(LightningCLI):
         return [record, last, *([] if own else [best])]
 
     def before_fit(self) -> None:
-        """Training that starts anew does not overwrite an earlier one's results."""
+        """Training that starts anew does not overwrite an earlier one's results.
+
+        And it leaves a core to each reading process: threads of one operation that wait for each
+        other while something else has their core were seen to take ten times as long.
+        """
+        torch.set_num_threads(threads_beside(getattr(self.datamodule, "workers", 0)))
         fast_dev_run = self._get(self.config, "trainer").fast_dev_run
         inside = self.checkpoint and Path(self.checkpoint).is_relative_to(self.folder)
         if self.trainer.is_global_zero and not inside and not fast_dev_run:

@@ -414,7 +414,11 @@ def test_geometry_keeps_float32_under_bfloat16_autocast(make, face_model):
     expected = mixed.camera.project(face_model.landmarks(vertices))[0]
     torch.testing.assert_close(mixed.landmarks, expected, atol=1e-2, rtol=0)
     assert (mixed.landmarks - exact.landmarks).abs().max() < 0.5
-    assert mixed.albedo_map.dtype == torch.float32
+    for value in (*vars(mixed.camera).values(), mixed.albedo_map, mixed.light, mixed.vertices):
+        assert value.dtype == torch.float32
+    vector = mixed.coefficients["viewpoint"][0, :, 1:4].double().numpy()
+    expected = np.diag([1.0, -1, -1]) @ Rotation.from_rotvec(vector).as_matrix()
+    np.testing.assert_allclose(mixed.camera.rotation[0], expected, atol=1e-6)
 
 
 def test_too_small_images_are_a_clear_error(make):

@@ -14,7 +14,7 @@ import yaml
 from core.errors import AssetNotFoundError, MonofaceError
 from methods import front
 from methods.base import FaceMethod
-from methods.cli import main
+from methods.cli import main, threads_beside
 from methods.merging import compose
 
 METHOD = "tests.fakes.method.FakeMethod"
@@ -411,3 +411,11 @@ def test_checkpoint_of_another_network_is_explained(base, capsys):
         "error: the checkpoint does not fit the configured network: size mismatch"
     )
     assert "--config <run>/config.yaml" in line
+
+
+def test_training_leaves_cores_to_the_reading_processes(monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)), raising=False)
+    assert [threads_beside(workers) for workers in (0, 2, 8, 20)] == [8, 6, 1, 1]
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert threads_beside(2) == torch.get_num_threads()
