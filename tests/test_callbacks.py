@@ -182,10 +182,11 @@ def test_loggers_get_the_picture_in_the_form_they_take():
     log_image(MagicMock(spec=CSVLogger), "pictures", picture, 7)
 
 
-def test_the_overlay_config_adds_the_benchmark(tmp_path):
-    root = truth.write(tmp_path / "set", identities=1, frames=3)
+def test_the_overlay_config_adds_the_benchmark(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    truth.write(tmp_path / "data/synthetic", identities=1, frames=3)
     base = tmp_path / "base.yaml"
-    settings = {"model": {"image_size": 8}, "data": {"init_args": {"root": str(root)}}}
+    settings = {"model": {"image_size": 8}}
     settings["trainer"] = {"callbacks": [{"class_path": "callbacks.visualize.Visualize"}]}
     base.write_text(yaml.safe_dump(settings))
     overlay = Path(configs.__file__).parent / "benchmarks" / "synthetic.yaml"
@@ -198,7 +199,8 @@ def test_the_overlay_config_adds_the_benchmark(tmp_path):
     parser.add_subclass_arguments(Callback, "callback")
     callback = parser.instantiate_classes(parser.parse_object({"callback": callbacks[1]})).callback
     assert isinstance(callback.benchmark, SyntheticFaces)
-    assert (callback.benchmark.root, callback.benchmark.image_size) == (root, 8)
+    assert callback.benchmark.image_size == 8
+    assert callback.benchmark.root == Path("data/synthetic")
     trainer(tmp_path, [callback]).test(FakeMethod(), datamodule=FakeFaces(), verbose=False)
     text = (tmp_path / "benchmarks" / "synthetic.md").read_text()
     assert "`nme_percent`" in text
