@@ -383,8 +383,8 @@ def test_learning_rate_rises_then_falls_to_zero_or_stays():
     assert max(factors) > 0.98
     assert factors[500] == pytest.approx(0.5)
     assert factors[-1] == pytest.approx(0, abs=1e-9)
-    assert all(a < b for a, b in itertools.pairwise(factors))
-    assert all(a >= b for a, b in itertools.pairwise(factors))
+    assert all(a < b for a, b in itertools.pairwise(factors[:41]))
+    assert all(a >= b for a, b in itertools.pairwise(factors[60:]))
 
 
 def test_weights_have_the_names_of_the_terms(make, face_model):

@@ -222,7 +222,8 @@ def test_arrays_make_a_face_model(head):
     arrays = procedural.procedural_arrays()
     model = FaceModel(arrays)
     assert model.name == "procedural"
-    np.testing.assert_array_equal(model.mean.numpy(), head.vertices.astype(np.float32))
+    # The cached head may have been built with another number of BLAS threads: last bits differ.
+    np.testing.assert_allclose(model.mean.numpy(), head.vertices, atol=2e-5)
     np.testing.assert_allclose(
         model.landmarks(model.mean).numpy(), head.vertices[head.landmarks], atol=1e-4
     )
