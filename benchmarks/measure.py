@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-INTERVAL_S = 0.25
+INTERVAL_S = 1.0
 
 
 @dataclass(frozen=True)

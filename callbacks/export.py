@@ -171,7 +171,7 @@ def lamp(direction: tuple[float, float, float], strength: float) -> Float[Tensor
     towards = torch.nn.functional.normalize(torch.tensor(direction), dim=0)
     factors = torch.tensor([math.pi] + [2 * math.pi / 3] * 3 + [math.pi / 4] * 5)
     light = sh_basis(towards) / factors  # the projection of a point of light on the basis
-    light = light * 1.2 + torch.eye(9)[0] * AMBIENT * 0.3
+    light = 0.6 * light + torch.eye(9)[0] * AMBIENT * 0.6
     return (light / _irradiance(light[:, None]) * strength)[:, None].expand(9, 3)
 
 
