@@ -1,6 +1,6 @@
 """An ablation of a method against its default, at the same budget, over several seeds.
 
-    python -m benchmarks.ablation iest --seeds 1 2 3
+    python -m benchmarks.ablation iest --seeds 1 2 3 [-- --trainer.max_steps 500 ...]
 
 Trains and scores both, seed by seed, and writes benchmarks/results/ablation_<name>.json and .md:
 mean and spread of each metric, and the differences seed by seed.
@@ -32,9 +32,8 @@ def main() -> None:
     parser.add_argument("name", choices=sorted(ABLATIONS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--runs", type=Path, default=Path("runs/ablation"), help="where to train")
-    parser.add_argument("options", nargs=argparse.REMAINDER, help="after --: for every training")
-    given = parser.parse_args()
-    options = [option for option in given.options if option != "--"]
+    arguments, options = _split(sys.argv[1:])
+    given = parser.parse_args(arguments)
     scores: dict[str, list[dict[str, float]]] = {"cest": [], given.name: []}
     for seed in given.seeds:
         for variant, found in scores.items():
@@ -53,6 +52,12 @@ def main() -> None:
     text = table(summary, given.name)
     path.with_suffix(".md").write_text(text, encoding="utf-8")
     print(f"{text}\nwritten to {path}")
+
+
+def _split(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """The arguments before "--", which are ours, and those after it, for every training."""
+    at = arguments.index("--") if "--" in arguments else len(arguments)
+    return arguments[:at], arguments[at + 1 :]
 
 
 def train_and_score(
