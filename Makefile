@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+STARTED := $(shell date +%s)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-all gpu lint format ablation-iest clean
@@ -22,7 +23,7 @@ $(STAMP): pyproject.toml .requirements.lock
 	touch $@
 
 demo: setup  ## the main job: make data, train CEST, score it, reconstruct photos, print where the results are
-	$(BIN)/python -m benchmarks.demo
+	$(BIN)/python -m benchmarks.demo --started $(STARTED)
 
 ablation-iest: setup  ## CEST against its independent variant at the same budget, several seeds
 	$(BIN)/python -m benchmarks.ablation iest
@@ -33,8 +34,8 @@ test: setup  ## all quick tests (minutes)
 test-all: setup  ## also the long trainings
 	$(BIN)/python -m pytest -m "not cuda"
 
-gpu: setup  ## the tests that need an NVIDIA GPU
-	$(BIN)/python -m pytest -m cuda
+gpu: setup  ## the tests and the speed benchmark that need an NVIDIA GPU, into benchmarks/speed/results
+	$(BIN)/python -m benchmarks.speed gpu
 
 lint: setup  ## ruff, mypy, import-linter
 	$(BIN)/ruff check .

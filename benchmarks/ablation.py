@@ -71,8 +71,7 @@ def train_and_score(
         for subcommand in ("fit", "test"):
             command = [sys.executable, "-m", "methods.cest", subcommand]
             command += ["--config", "configs/cest.yaml", *overlay, "--ckpt_path", "last"]
-            command += [f"--trainer.default_root_dir={run}", f"--seed_everything={seed}"]
-            command += [f"--data.init_args.seed={seed}", *options]
+            command += [f"--trainer.default_root_dir={run}", f"--seed_everything={seed}", *options]
             subprocess.run(command, check=True)
     metrics = json.loads(scored.read_text())["metrics"]
     return {name: metrics[name]["value"]["mean"] for name in METRICS}

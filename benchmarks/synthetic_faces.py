@@ -12,7 +12,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
@@ -34,6 +33,7 @@ from core.contracts import Reconstruction
 from core.crop import MARGIN, face_crop, warp
 from core.errors import AssetNotFoundError, DataError
 from core.face_models import FaceModel
+from core.image_files import read_image
 from core.lighting import AMBIENT
 from core.render import draw, render_reconstruction
 from core.rotation import euler_from_rotation
@@ -454,11 +454,9 @@ def apparent_rotation(camera: Camera) -> Float[Tensor, "*b 3 3"]:
 
 def _read(path: Path, mode: Literal["RGB", "L"]) -> Float[Tensor, "c h w"]:
     try:
-        with Image.open(path) as file:
-            array = np.array(file.convert(mode))
-    except OSError as error:
-        raise DataError(f"unreadable {path.suffix[1:]} file ({type(error).__name__})") from error
-    return torch.from_numpy(array.reshape(*array.shape[:2], -1)).movedim(-1, 0).float() / 255
+        return read_image(path, mode).float() / 255
+    except DataError as error:  # frames are listed by reason, so without their paths
+        raise DataError(f"unreadable {path.suffix[1:]} file") from error
 
 
 def _at(size: int, maps: Float[Tensor, "b v c h w"]) -> Float[Tensor, "b v c s s"]:

@@ -10,15 +10,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor
 
 from core.camera import Camera, WeakPerspectiveCamera
 from core.contracts import FaceBatch, Reconstruction
+from core.errors import DataError
+from core.face_models import FaceModel
 from core.lighting import AMBIENT, sh_basis
-from core.mesh import export_glb, export_obj, used
+from core.mesh import used
+from core.mesh_files import export_glb, export_obj
 from core.picture import (
     composite,
     draw_landmarks,
@@ -30,6 +33,8 @@ from core.picture import (
 from core.render import draw, render
 from core.rotation import euler_from_rotation
 
+FILM = "overlay.mp4"
+INNER = ("eyes", "eyeballs", "mouth_interior")  # regions that close the face's openings
 LAMPS = {  # where each lamp of the relighting stands, camera frame (x right, y down, z forward)
     "left": (-0.8, -0.2, -0.55),
     "top": (0.0, -0.85, -0.5),
@@ -50,6 +55,12 @@ class Export(Callback):
     landmarks, coefficients;
     ``face.npz``: the same and the vertices as arrays. For the frames of a video also
     ``overlay.mp4``.
+
+    A method that renders its face model's region ``face`` leaves gaps between the lids and the
+    lips: meshes and pictures here have the eyeballs and the inside of the mouth, too, where the
+    model names them.
+
+    What an earlier prediction left in the folder is first moved to <folder>.1, .2 and so on.
 
     Args:
         out: where to; <run folder>/predictions by default.
@@ -72,9 +83,15 @@ class Export(Callback):
         self.video, self.frames_per_second = video, frames_per_second
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Make the folder."""
-        self._folder = self.out or Path(trainer.default_root_dir) / "predictions"
-        self._folder.mkdir(parents=True, exist_ok=True)
+        """Make the folder.
+
+        Raises:
+            DataError: it holds something that no prediction has written.
+        """
+        self._folder = Path(self.out or Path(trainer.default_root_dir) / "predictions").resolve()
+        if trainer.is_global_zero:
+            _make_empty(self._folder)
+        trainer.strategy.barrier()
         self._count = 0
         self._film: _Film | None = None
 
@@ -88,18 +105,19 @@ class Export(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Write what was predicted for a batch."""
+        outputs = replace(outputs, triangles=closed(outputs.triangles, pl_module))
         for index, (face, frame) in enumerate(_single(outputs, batch)):
             folder = self._folder / frame["sample_ids"][0]
             folder.mkdir(parents=True, exist_ok=True)
+            _numbers(folder, face, frame)  # first: by it _make_empty knows the folder
             overlay = self._original(folder, face, frame)
             if self._count % self.meshes_every == 0:
                 _meshes(folder, face)
                 others = outputs.light.flatten(0, 1)
                 self._pictures(folder, face, frame, others[(index + 1) % len(others)])
-            _numbers(folder, face, frame)
             if self.video:
                 self._film = self._film or _Film(
-                    self._folder / "overlay.mp4", overlay, self.frames_per_second
+                    self._folder / FILM, overlay, self.frames_per_second
                 )
                 self._film.add(overlay)
             self._count += 1
@@ -210,6 +228,32 @@ def _single(
             if isinstance(value, list) or (isinstance(value, Tensor) and value.shape[:2] == (b, v))
         }
         yield face, frame
+
+
+def _make_empty(folder: Path) -> None:
+    """Make a folder; one that holds predictions is moved aside."""
+    there = list(folder.iterdir()) if folder.is_dir() else []
+    if there:
+        foreign = [p.name for p in there if p.name != FILM and not any(p.glob("**/face.json"))]
+        if foreign:
+            raise DataError(
+                f"'{folder}' holds {sorted(foreign)[:5]}, which no prediction wrote: give a new or "
+                "an empty folder"
+            )
+        number = 1
+        while (earlier := folder.with_name(f"{folder.name}.{number}")).exists():
+            number += 1
+        folder.rename(earlier)
+        rank_zero_info(f"{folder} held an earlier prediction: moved to {earlier}")
+    folder.mkdir(parents=True, exist_ok=True)
+
+
+def closed(triangles: Int[Tensor, "t 3"], method: object) -> Int[Tensor, "s 3"]:
+    """The triangles, with the face's eyeballs and mouth if they are a model's region ``face``."""
+    model = getattr(method, "face_model", None)
+    if not isinstance(model, FaceModel) or not torch.equal(triangles, model.part("face")):
+        return triangles
+    return model.part("face", *(name for name in INNER if name in model.region_names))
 
 
 def _meshes(folder: Path, face: Reconstruction) -> None:

@@ -61,8 +61,7 @@ class FaceDetector:
                 f"insightface's model pack '{pack}'",
                 f"'{folder}', and it could not be downloaded ({type(error).__name__})",
                 f"Download {PACK}.zip from the model zoo of the insightface project and place "
-                f"{' and '.join(FILES)} in '{folder}', or give landmarks: <image>.txt beside each "
-                "image, 5 or 68 lines 'x y'.",
+                f"{' and '.join(FILES)} in '{folder}'.",
                 LICENCE,
             ) from error
         self.analysis.prepare(ctx_id=-1, det_thresh=min_score)

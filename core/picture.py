@@ -20,7 +20,7 @@ from core.camera import Camera
 from core.contracts import Reconstruction
 from core.image import Size, height_width
 from core.lighting import shade
-from core.mesh import normalize, vertex_normals
+from core.normals import normalize, vertex_normals
 from core.render import draw, render
 from core.surface import Surface
 from core.uv import bake, uv_grid, wrap

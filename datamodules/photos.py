@@ -1,13 +1,14 @@
 """Ordinary photos, or the frames of a video, for prediction."""
 
 import logging
+import re
+from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from jaxtyping import Float
-from PIL import Image, ImageOps, UnidentifiedImageError
 from pytorch_lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
@@ -16,11 +17,16 @@ from core.contracts import FaceBatch
 from core.crop import face_crop, five_point_crop, transform_points, warp
 from core.detect import FaceDetector
 from core.errors import AssetNotFoundError, DataError
+from core.image_files import read_image
+from datamodules.base import INSIDE
+from datamodules.landmark_files import read_landmarks, read_video_landmarks
 
 log = logging.getLogger(__name__)
 
 IMAGES = {".jpg", ".jpeg", ".png", ".webp"}
 VIDEOS = {".mp4", ".avi", ".mov", ".mkv", ".webm", ".mjpg", ".mjpeg"}
+BESIDE_PHOTO = "<name>.txt or <name>.npy beside it, or in detections/ or landmarks/ beside it"
+BESIDE_VIDEO = "<name>.npz or landmarks68.npz beside it"
 
 
 class Photos(LightningDataModule):
@@ -28,16 +34,17 @@ class Photos(LightningDataModule):
 
     Landmarks are taken from, in this order:
 
-    * for a photo ``<name>.jpg``: ``<name>.txt`` or ``<name>.npy`` beside it, or in ``detections/``
-      or ``landmarks/``
-      beside it. Text: a line ``x y`` a point; array: (k, 2) or more columns. k = 5 (image-left eye,
-      image-right eye, nose tip, image-left and image-right mouth corner) or 68 (iBUG order);
-    * for a video: ``landmarks``, or ``landmarks68.npz`` or ``<name>.npz`` beside it, with
-      ``landmarks`` (frames, 5 or 68, 2 or more columns) and optionally ``valid`` (frames,);
+    * for a photo: ``landmarks``, or ``<name>.txt`` or ``<name>.npy`` beside it, or in
+      ``detections/`` or ``landmarks/`` beside it;
+    * for a video: ``landmarks``, or ``<name>.npz`` or ``landmarks68.npz`` beside it;
     * insightface's detector, which may find several faces in an image.
 
-    Coordinates are pixels of the image, y down. What cannot be read, or shows no face, is skipped,
-    counted and logged.
+    ``datamodules.landmark_files`` says what these files hold. What cannot be read, or shows no
+    face, is skipped, counted and logged. Where the detector is needed but not installed, the photos
+    with landmarks are done first, then an error names the others.
+
+    A face's sample id is its file's name without suffix, or with it where two would be the same;
+    ``_<frame>`` follows for a video's, ``_face<k>`` for the second and further face of an image.
 
     Args:
         path: a folder, an image or a video.
@@ -65,34 +72,102 @@ class Photos(LightningDataModule):
         self.batch_size, self.every, self.detector = batch_size, every, detector
 
     def setup(self, stage: str) -> None:
-        """Look at what there is to read.
+        """Look at what there is to read, and load the detector if anything needs it.
 
         Raises:
-            AssetNotFoundError: the path does not exist.
-            DataError: it holds no image and is no video.
+            AssetNotFoundError: the path or the landmark file does not exist, or nothing has
+                landmarks and the detector is not installed.
+            DataError: the path holds no image and is no video, or is a folder although a landmark
+                file is given.
         """
+        self.sources = self._sources()
+        lacking = [source.file.name for source in self.sources if source.landmarks is None]
+        self.loaded_detector: FaceDetector | None = None
+        self._without: AssetNotFoundError | None = None
+        if not lacking:
+            return
+        try:
+            self.loaded_detector = FaceDetector(self.detector)
+        except AssetNotFoundError as error:
+            named = ", ".join(lacking[:8]) + ", ..." * (len(lacking) > 8)
+            self._without = AssetNotFoundError(
+                f"landmarks of {len(lacking)} of {len(self.sources)} files ({named})",
+                BESIDE_VIDEO if self.path.suffix.lower() in VIDEOS else BESIDE_PHOTO,
+                f"Place them there, or a detector has to find the faces: {error}",
+            )
+            if len(lacking) == len(self.sources):
+                raise self._without from error
+            log.warning(
+                "left out, since they have no landmarks and no detector is there: %s", named
+            )
+            self.sources = [source for source in self.sources if source.landmarks]
+
+    def teardown(self, stage: str) -> None:
+        """What could not be done for want of a detector is an error, now that the rest is done.
+
+        Raises:
+            AssetNotFoundError: names the photos.
+        """
+        if self._without:
+            raise self._without
+
+    def predict_dataloader(self) -> DataLoader:
+        """Batches of at most ``batch_size`` faces, v = 1."""
+        return DataLoader(dataset=_Faces(self), batch_size=None)
+
+    def _sources(self) -> list["_Source"]:
         if not self.path.exists():
             raise AssetNotFoundError(
                 "photos",
                 f"'{self.path}'",
                 "Give a folder of photos, a photo or a video: --data.path.",
             )
+        if self.landmarks and not self.landmarks.is_file():
+            raise AssetNotFoundError(
+                "landmarks", f"'{self.landmarks}'", "Give a file: --data.landmarks."
+            )
         if self.path.is_dir():
-            self.files = sorted(f for f in self.path.iterdir() if f.suffix.lower() in IMAGES)
-            if not self.files:
+            if self.landmarks:
+                raise DataError(
+                    f"one file of landmarks, '{self.landmarks}', for the folder '{self.path}': "
+                    f"leave --data.landmarks out; each photo has its own: {BESIDE_PHOTO}"
+                )
+            files = sorted(f for f in self.path.iterdir() if f.suffix.lower() in IMAGES)
+            if not files:
                 found = sorted({f.suffix or f.name for f in self.path.iterdir()})[:8]
                 raise DataError(
                     f"no photo in '{self.path}': found {found}, wanted {sorted(IMAGES)}"
                 )
         elif self.path.suffix.lower() in IMAGES | VIDEOS:
-            self.files = [self.path]
+            files = [self.path]
         else:
             wanted = sorted(IMAGES | VIDEOS)
             raise DataError(f"'{self.path}' is neither a photo nor a video: wanted {wanted}")
+        names = _unique_names(files)
+        return [
+            _Source(file, name, self.landmarks or _beside(file))
+            for file, name in zip(files, names, strict=True)
+        ]
 
-    def predict_dataloader(self) -> DataLoader:
-        """Batches of at most ``batch_size`` faces, v = 1."""
-        return DataLoader(dataset=_Faces(self), batch_size=None)
+
+@dataclass(frozen=True)
+class _Source:
+    """A photo or a video, the name of its faces, and its landmark file."""
+
+    file: Path
+    name: str
+    landmarks: Path | None
+
+
+@dataclass(frozen=True)
+class _Face:
+    """A face that can be cropped; landmarks are 5 or 68, finite, pixels of the image."""
+
+    name: str
+    image: Float[Tensor, "3 h w"]
+    landmarks: Float[Tensor, "k 2"]
+    confidence: Float[Tensor, " k"]
+    matrix: Float[Tensor, "3 3"]
 
 
 class _Faces(IterableDataset):
@@ -104,20 +179,15 @@ class _Faces(IterableDataset):
     def __iter__(self) -> Iterator[FaceBatch]:
         photos = self.photos
         reader = _Reader(photos)
-        faces: list[tuple[str, Tensor, Tensor]] = []
+        faces: list[_Face] = []
         count = 0
-        for name, image, points in reader:
-            if not torch.isfinite(points).all() or points.shape[-2] not in (5, 68):
-                reader.skip(
-                    name, f"landmarks are {tuple(points.shape)}, wanted finite (5, 2) or (68, 2)"
-                )
-                continue
-            faces.append((name, image, points))
+        for face in reader:
+            faces.append(face)
             if len(faces) == photos.batch_size:
-                yield self.batch(faces)
+                yield _batch(faces, photos.image_size)
                 count, faces = count + len(faces), []
         if faces:
-            yield self.batch(faces)
+            yield _batch(faces, photos.image_size)
             count += len(faces)
         if reader.skipped:
             log.warning(
@@ -128,122 +198,145 @@ class _Faces(IterableDataset):
                 f"no usable face in '{photos.path}': {reader.skipped} skipped, see above"
             )
 
-    def batch(self, faces: list[tuple[str, Tensor, Tensor]]) -> FaceBatch:
-        size, margin = self.photos.image_size, self.photos.crop_margin
-        crops, matrices, landmarks, confidences = [], [], [], []
-        for _, image, points in faces:
-            known = torch.ones(len(points))
-            if len(points) == 5:
-                matrix = five_point_crop(points, size, margin)
-                placed, confidence = torch.full((68, 2), size / 2), torch.zeros(68)
-            else:
-                matrix = face_crop(points, known, size, margin)
-                placed, confidence = transform_points(matrix, points), known
-            crops.append(warp(image, matrix, size))
-            matrices.append(matrix)
-            landmarks.append(placed)
-            confidences.append(confidence)
-        images = torch.stack(crops)[:, None]
-        return FaceBatch(
-            images=images,
-            landmarks=torch.stack(landmarks)[:, None],
-            landmark_confidence=torch.stack(confidences)[:, None],
-            masks=torch.ones_like(images[:, :, :1]),
-            sample_ids=[name for name, _, _ in faces],
-            crop_to_image=torch.linalg.inv(torch.stack(matrices))[:, None],
-            originals=[image for _, image, _ in faces],
-        )
+
+def _batch(faces: list[_Face], size: int) -> FaceBatch:
+    crops, landmarks, confidences = [], [], []
+    for face in faces:
+        crops.append(warp(face.image, face.matrix, size))
+        if len(face.landmarks) == 5:
+            landmarks.append(torch.full((68, 2), size / 2))
+            confidences.append(torch.zeros(68))
+        else:
+            landmarks.append(transform_points(face.matrix, face.landmarks))
+            confidences.append(face.confidence)
+    images = torch.stack(crops)[:, None]
+    return FaceBatch(
+        images=images,
+        landmarks=torch.stack(landmarks)[:, None],
+        landmark_confidence=torch.stack(confidences)[:, None],
+        masks=torch.ones_like(images[:, :, :1]),
+        sample_ids=[face.name for face in faces],
+        crop_to_image=torch.linalg.inv(torch.stack([face.matrix for face in faces]))[:, None],
+        originals=[face.image for face in faces],
+    )
 
 
 class _Reader:
-    """Iterates over (name, image, landmarks) of everything readable; counts what is not."""
+    """Iterates over the faces of everything readable; counts what is not."""
 
     def __init__(self, photos: Photos) -> None:
         self.photos, self.skipped = photos, 0
-        self._detector: FaceDetector | None = None
 
-    def skip(self, name: str, reason: str) -> None:
+    def skip(self, name: str, reason: object) -> None:
         self.skipped += 1
         log.warning("skipped %s: %s", name, reason)
 
-    def __iter__(self) -> Iterator[tuple[str, Tensor, Tensor]]:
-        for file in self.photos.files:
-            if file.suffix.lower() in VIDEOS:
-                yield from self.video(file)
+    def __iter__(self) -> Iterator[_Face]:
+        for source in self.photos.sources:
+            if source.file.suffix.lower() in VIDEOS:
+                yield from self.video(source)
             else:
-                yield from self.photo(file)
+                yield from self.photo(source)
 
-    def photo(self, file: Path) -> Iterator[tuple[str, Tensor, Tensor]]:
+    def photo(self, source: _Source) -> Iterator[_Face]:
         try:
-            with Image.open(file) as picture:
-                upright = np.array(ImageOps.exif_transpose(picture).convert("RGB"))
-        except (OSError, UnidentifiedImageError, ValueError) as error:
-            return self.skip(file.name, f"not a readable image ({error})")
-        image = torch.from_numpy(upright).permute(2, 0, 1) / 255
-        given = self.photos.landmarks if self.photos.path.is_file() else None
-        known = given or _beside(file)
-        if known is None:
-            yield from self.detected(file.stem, image)
-            return None
-        try:
-            points = _read_points(known)
-        except (ValueError, OSError) as error:
-            return self.skip(file.name, f"'{known}' does not hold landmarks ({error})")
-        yield file.stem, image, points
-        return None
+            image = read_image(source.file).float() / 255
+            given = read_landmarks(source.landmarks) if source.landmarks else None
+        except DataError as error:
+            self.skip(source.file.name, error)
+            return
+        yield from self.faces(source.name, source.file.name, image, given)
 
-    def video(self, file: Path) -> Iterator[tuple[str, Tensor, Tensor]]:
+    def video(self, source: _Source) -> Iterator[_Face]:
         import av
 
-        beside = (file.with_suffix(".npz"), file.with_name("landmarks68.npz"))
-        known = self.photos.landmarks or next((f for f in beside if f.is_file()), None)
-        points = valid = None
-        if known is not None:
-            with np.load(known, allow_pickle=False) as arrays:
-                if "landmarks" not in arrays:
-                    raise DataError(
-                        f"'{known}' has {arrays.files}, wanted 'landmarks' (frames, 5 or 68, 2)"
-                    )
-                points = torch.from_numpy(arrays["landmarks"]).float()[..., :2]
-                valid = arrays.get("valid")
+        known = read_video_landmarks(source.landmarks) if source.landmarks else None
         try:
-            with av.open(str(file)) as container:
+            with av.open(str(source.file)) as container:
                 for index, frame in enumerate(container.decode(video=0)):
                     if index % self.photos.every:
                         continue
-                    name = f"{file.stem}_{index:06d}"
-                    image = (
-                        torch.from_numpy(frame.to_ndarray(format="rgb24")).permute(2, 0, 1) / 255
-                    )
-                    if points is None:
-                        yield from self.detected(name, image)
-                    elif index >= len(points) or (valid is not None and not valid[index]):
-                        self.skip(name, f"no landmarks in '{known}'")
-                    else:
-                        yield name, image, points[index]
+                    name = f"{source.name}_{index:06d}"
+                    pixels = torch.from_numpy(frame.to_ndarray(format="rgb24"))
+                    given = None
+                    if known is not None:
+                        points, confidence = known
+                        if index >= len(points):
+                            self.skip(name, f"'{source.landmarks}' ends at frame {len(points)}")
+                            continue
+                        if not confidence[index].any():
+                            self.skip(name, f"no face in '{source.landmarks}'")
+                            continue
+                        given = points[index], confidence[index]
+                    yield from self.faces(name, name, pixels.permute(2, 0, 1) / 255, given)
         except av.error.FFmpegError as error:
-            self.skip(file.name, f"video cannot be decoded ({error})")
+            self.skip(source.file.name, f"video cannot be decoded ({error})")
 
-    def detected(self, name: str, image: Tensor) -> Iterator[tuple[str, Tensor, Tensor]]:
-        self._detector = self._detector or FaceDetector(self.photos.detector)
-        faces = self._detector(image)
-        if not faces:
-            self.skip(name, "no face found")
-        for index, face in enumerate(faces):
-            yield (name if index == 0 else f"{name}_face{index + 1}"), image, face.landmarks
+    def faces(
+        self, name: str, origin: str, image: Tensor, given: tuple[Tensor, Tensor] | None
+    ) -> Iterator[_Face]:
+        """Those of an image: that of the landmarks given for it, or all that are detected."""
+        if given is None:
+            assert self.photos.loaded_detector is not None
+            found = [face.landmarks for face in self.photos.loaded_detector(image)]
+            candidates = [(points, torch.ones(len(points))) for points in found]
+        else:
+            candidates = [given]
+        if not candidates:
+            self.skip(origin, "no face found")
+        for index, (points, confidence) in enumerate(candidates):
+            own = name if index == 0 else f"{name}_face{index + 1}"
+            try:
+                yield self.place(own, image, points, confidence)
+            except DataError as error:
+                self.skip(origin if index == 0 else own, error)
+
+    def place(self, name: str, image: Tensor, points: Tensor, confidence: Tensor) -> _Face:
+        """The face with its crop.
+
+        Raises:
+            DataError: the points do not give one.
+        """
+        size, margin = self.photos.image_size, self.photos.crop_margin
+        height, width = image.shape[-2:]
+        seen = confidence > 0
+        inside = ((points >= 0) & (points <= points.new_tensor([width, height]))).all(-1)
+        if points[seen].isfinite().all() and (inside & seen).sum() < INSIDE * seen.sum():
+            raise DataError(
+                f"only {int((inside & seen).sum())} of {int(seen.sum())} landmarks are in the "
+                f"image of {width} x {height} pixels"
+            )
+        if len(points) == 5:
+            if not seen.all():
+                raise DataError(f"{int((~seen).sum())} of 5 landmarks are missing; all are needed")
+            matrix = five_point_crop(points, size, margin)
+        else:
+            matrix = face_crop(points, confidence, size, margin)
+        points = torch.where(points.isfinite().all(-1, keepdim=True), points, points[seen].mean(0))
+        return _Face(name, image, points, confidence, matrix)
+
+
+def _unique_names(files: list[Path]) -> list[str]:
+    """Without suffix where that can be confused neither with another file nor with its faces.
+
+    Case is ignored, since file systems may.
+    """
+    stems = Counter(file.stem.casefold() for file in files)
+    taken = {file.name.casefold() for file in files}
+
+    def clear(stem: str) -> bool:
+        owner = re.sub(r"_face\d+$", "", stem)
+        others = stems.keys() | taken
+        return stems[stem] == 1 and stem not in taken and (owner == stem or owner not in others)
+
+    return [file.stem if clear(file.stem.casefold()) else file.name for file in files]
 
 
 def _beside(file: Path) -> Path | None:
-    folders = (file.parent, file.parent / "detections", file.parent / "landmarks")
-    names = (folder / (file.stem + suffix) for folder in folders for suffix in (".txt", ".npy"))
-    return next((name for name in names if name.is_file()), None)
-
-
-def _read_points(file: Path) -> Float[Tensor, "k 2"]:
-    if file.suffix == ".npy":
-        array = np.load(file, allow_pickle=False)
+    """The landmark file that belongs to a photo or a video."""
+    if file.suffix.lower() in VIDEOS:
+        names = [file.with_suffix(".npz"), file.with_name("landmarks68.npz")]
     else:
-        array = np.loadtxt(file, ndmin=2)
-    if array.ndim != 2 or array.shape[1] < 2:
-        raise ValueError(f"shape {array.shape}, wanted (5 or 68, 2)")
-    return torch.from_numpy(array[:, :2]).float()
+        folders = (file.parent, file.parent / "detections", file.parent / "landmarks")
+        names = [folder / (file.stem + end) for folder in folders for end in (".txt", ".npy")]
+    return next((name for name in names if name.is_file()), None)

@@ -18,7 +18,8 @@ On disk, written by the preparation (frames extracted from the videos, landmarks
 * Without ``masks`` the masks are the hull of the landmarks with the forehead; where ``masks``
   exists, a frame that has none in it is not used (its occlusions would be taken for skin).
 * Without ``splits`` the identities are divided by a hash of their names: 10 % val, 10 % test.
-* Grey, palette, 16-bit and CMYK images are converted to RGB; alpha is dropped.
+* Grey, palette, 16-bit and CMYK images are converted to RGB; alpha is dropped; images are turned as
+  their EXIF entry says.
 
 VoxCeleb1 has 1,251 people (22,496 videos, 153,516 clips), VoxCeleb2 6,112 (150,480; 1,128,246);
 25 frames a second. https://www.robots.ox.ac.uk/~vgg/data/voxceleb: metadata CC BY 4.0, the videos
@@ -39,11 +40,11 @@ from typing import Any, Literal, get_args
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
-from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
 from core.errors import AssetNotFoundError, DataError
+from core.image_files import read_image
 from datamodules.base import (
     Clip,
     FaceDataModule,
@@ -66,7 +67,8 @@ class VoxCeleb(FaceDataModule):
     Args:
         root: the folder.
         whole_video: take the frames of a "clip" from all clips of the video (an ablation of CEST).
-        identities: use only the first so many, sorted by name; None = all.
+        identities: train with only the first so many people of the training split, sorted by name;
+            None = all. Validation and test keep theirs.
         **options: of ``FaceDataModule``.
     """
 
@@ -110,7 +112,7 @@ class FrameTree:
         Args:
             root: the folder.
             whole_video: a clip of the result = all clips of a video.
-            identities: only the first so many.
+            identities: only the first so many in the training split.
 
         Raises:
             AssetNotFoundError: there is no such folder.
@@ -124,7 +126,7 @@ class FrameTree:
                 f"Wanted a folder with {WANTED}; give it as --data.root.",
                 "research; see https://www.robots.ox.ac.uk/~vgg/data/voxceleb",
             )
-        people = sorted(_folders(root / "frames"))[:identities]
+        people = sorted(_folders(root / "frames"))
         left_out: Counter[str] = Counter()
         clips: dict[str, list[Clip]] = {}
         for person in tqdm(people, "listing frames", disable=None, leave=False):
@@ -134,6 +136,7 @@ class FrameTree:
         for kind, count in left_out.items():
             log.warning("'%s': %d %s left out", root, count, kind)
         names = _splits(root, [person for person in people if clips[person]])
+        names["train"] = names["train"][:identities]
         splits = {split: [c for name in names[split] for c in clips[name]] for split in names}
         return cls(root, splits, (root / "masks").is_dir(), dict(left_out))
 
@@ -154,18 +157,18 @@ class FrameTree:
         stem = name.rpartition(".")[0]
         landmarks, confidence = _landmarks(self.root / "landmarks" / clip.name / f"{stem}.npy")
         path = self.root / "frames" / clip.name / name
-        image = _decode(path, "RGB", Fault.IMAGE)
+        image = _image(path, "RGB", Fault.IMAGE)
         mask = None
         if self.has_masks:
             path = self.root / "masks" / clip.name / f"{stem}.png"
-            mask = _decode(path, "L", Fault.MASK)
+            mask = _image(path, "L", Fault.MASK)
         return Frame(image, landmarks, confidence, mask)
 
 
 def _landmarks(path: Path) -> tuple[Float[Tensor, "68 2"], Float[Tensor, "68"]]:
     try:
         array = np.load(path, allow_pickle=False)
-    except Exception as error:  # numpy raises as many kinds as Pillow does, see below
+    except Exception as error:  # NumPy's parsers raise a dozen kinds on damaged files
         raise UnusableFrameError(Fault.LANDMARKS, f"'{path}': {error}") from error
     if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiu":
         raise UnusableFrameError(Fault.LANDMARKS, f"'{path}': not an array of numbers")
@@ -177,17 +180,11 @@ def _landmarks(path: Path) -> tuple[Float[Tensor, "68 2"], Float[Tensor, "68"]]:
     return values[:, :2], values[:, 2] if values.shape[1] == 3 else torch.ones(68)
 
 
-def _decode(path: Path, mode: Literal["RGB", "L"], fault: Fault) -> UInt8[Tensor, "c h w"]:
+def _image(path: Path, mode: Literal["RGB", "L"], fault: Fault) -> UInt8[Tensor, "c h w"]:
     try:
-        with Image.open(path) as image:
-            if image.mode.startswith("I"):  # 16 bits, which Pillow would clip
-                grey = (np.asarray(image) / 257).round().astype(np.uint8)
-                pixels = np.array(Image.fromarray(grey).convert(mode))
-            else:
-                pixels = np.array(image.convert(mode))
-    except Exception as error:  # Pillow's parsers raise a dozen kinds on damaged files
-        raise UnusableFrameError(fault, f"'{path}': {error}") from error
-    return torch.from_numpy(np.atleast_3d(pixels)).permute(2, 0, 1)
+        return read_image(path, mode)
+    except DataError as error:
+        raise UnusableFrameError(fault, str(error)) from error
 
 
 def _folders(path: Path) -> list[str]:

@@ -25,7 +25,8 @@ class FaceMethod(LightningModule):
     Training and validation log each term unweighted, as ``train/<name>`` and ``val/<name>``, and
     their weighted sum as ``train/loss`` and ``val/loss``. A training step whose gradient is not
     finite changes nothing, neither parameters nor batch-norm statistics; it is counted in
-    ``train/skipped`` and its cause is logged. ``PATIENCE`` of them in a row stop the training.
+    ``train/skipped``, also across resumes, and its cause is logged. ``PATIENCE`` of them in a row
+    stop the training.
 
     Subclasses do not call ``save_hyperparameters``: the run's config.yaml is the record, and from
     the checkpoint the values would override the command line.
@@ -41,9 +42,8 @@ class FaceMethod(LightningModule):
         self.skipped = 0
         self._skipped_in_a_row = 0
         self._batches: list[tuple[dict[str, Tensor], FaceBatch]] = []  # of the current step
-        self._statistics: list[
-            tuple[Tensor, Tensor]
-        ] = []  # batch norm's, and their values before it
+        # Batch norm's, and their values before the current step.
+        self._statistics: list[tuple[Tensor, Tensor]] = []
 
     def forward(self, images: Float[Tensor, "b v 3 h w"]) -> Reconstruction:
         """One face per image; RGB in [0, 1]."""
@@ -88,6 +88,14 @@ class FaceMethod(LightningModule):
         self.log("train/gradient_norm", norm)
         self.log("train/skipped", float(self.skipped))
         self._batches, self._statistics = [], []
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Adds the counts of skipped steps."""
+        checkpoint["skipped"] = self.skipped, self._skipped_in_a_row
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Takes them back, so that a resumed run counts on."""
+        self.skipped, self._skipped_in_a_row = checkpoint.get("skipped", (0, 0))
 
     def _skip(self) -> None:
         for parameter in self.parameters():

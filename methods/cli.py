@@ -8,16 +8,20 @@ import sys
 import warnings
 from importlib import import_module
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any, NoReturn
 
 import torch
 import yaml
-from pytorch_lightning import Trainer
-from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning import Callback, Trainer
+from pytorch_lightning.callbacks import ModelCheckpoint, ProgressBar
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.loggers import CSVLogger
 from pytorch_lightning.plugins.io import TorchCheckpointIO
+from pytorch_lightning.strategies import DDPStrategy
+from pytorch_lightning.utilities.model_helpers import is_overridden
 
+from core.cores import available_cores
 from core.errors import MonofaceError
 from methods.explain import explain
 from methods.front import (
@@ -29,7 +33,7 @@ from methods.front import (
     options,
 )
 from methods.merging import Config, compose
-from methods.record import RunRecord, set_aside
+from methods.record import RunRecord, is_earlier, set_aside
 from methods.resume import (
     CHECKPOINTS,
     AtomicCheckpointIO,
@@ -49,6 +53,8 @@ QUIET = (
     "LeafSpec.* is deprecated",  # torch's own pytree, seen through Lightning
     "'set_vital' is deprecated",  # torch's, called by torchdata
 )
+
+SEED = 0  # where neither config nor command line has seed_everything
 
 
 def _matters(record: logging.LogRecord) -> bool:
@@ -100,7 +106,11 @@ def _run(method: type, module: str, argv: list[str]) -> None:
     named = options(arguments, "--config", "-c")
     paths = [find_config(name) for name in named] or ([default] if default else [])
     folder = run_folder(method)
-    defaults = {"model": _plain_defaults(method), "trainer": {"default_root_dir": folder}}
+    defaults = {
+        "model": _plain_defaults(method),
+        "trainer": {"default_root_dir": folder},
+        "seed_everything": SEED,
+    }
     config = compose(paths, arguments, defaults)
     for note in config.notes:
         sys.stderr.write(f"note: {note}\n")
@@ -131,13 +141,7 @@ def threads_beside(workers: int) -> int:
     """Threads for torch beside so many reading processes; OMP_NUM_THREADS, if set, is obeyed."""
     if "OMP_NUM_THREADS" in os.environ:
         return torch.get_num_threads()
-    return max(1, _cores() - workers)
-
-
-def _cores() -> int:
-    """Those that this process may use; Linux alone tells."""
-    affinity = getattr(os, "sched_getaffinity", None)
-    return len(affinity(0)) if affinity else os.cpu_count() or 1
+    return max(1, available_cores() - workers)
 
 
 def _plain_defaults(method: type) -> dict[str, Any]:
@@ -188,7 +192,7 @@ class CommandLine(LightningCLI):
             method,
             save_config_callback=None,  # RunRecord does it
             trainer_defaults={"default_root_dir": run_folder(method)},
-            seed_everything_default=0,
+            seed_everything_default=SEED,
             parser_class=Parser,
             subclass_mode_data=True,
             auto_configure_optimizers=False,
@@ -226,6 +230,30 @@ class CommandLine(LightningCLI):
         if found is None and self.subcommand != "fit":
             sys.stderr.write("note: no --ckpt_path, so this is the untrained network\n")
         self.config[self.subcommand].ckpt_path = self.checkpoint
+        if not self._get(self.config, "trainer").fast_dev_run:
+            self._check_folder()
+
+    def _check_folder(self) -> None:
+        """That the run's folder can be written into, before the heavy work."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with TemporaryFile(dir=self.folder):
+                pass
+        except OSError as error:
+            key = "trainer.default_root_dir"
+            raise MonofaceError(
+                f"{self.settings.where(key)}{key}: cannot write into '{self.folder}': "
+                f"{error.strerror}; choose another folder with --{key}"
+            ) from error
+
+    def instantiate_classes(self) -> None:
+        """Lets what a class says about its settings out of the parser's own error."""
+        try:
+            super().instantiate_classes()
+        except ValueError as error:
+            if "Does not validate" not in str(error):
+                raise
+            raise MonofaceError(explain(str(error), [], self.settings)) from error
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Adds the suite's callbacks and logger to those of the config."""
@@ -241,6 +269,10 @@ class CommandLine(LightningCLI):
         if settings.logger is None or settings.logger is True:
             kwargs["logger"] = CSVLogger(self.folder, "metrics")
         trainer = super().instantiate_trainer(**kwargs)
+        if isinstance(trainer.strategy, DDPStrategy):
+            # A phase of a training may leave networks out. Where no process uses a parameter, its
+            # gradient stays None and optimizers pass it by, as they do on one device.
+            trainer.strategy._ddp_kwargs.setdefault("find_unused_parameters", True)
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = AtomicCheckpointIO()
         return trainer
@@ -275,6 +307,28 @@ class CommandLine(LightningCLI):
         """
         torch.set_num_threads(threads_beside(getattr(self.datamodule, "workers", 0)))
         fast_dev_run = self._get(self.config, "trainer").fast_dev_run
-        inside = self.checkpoint and Path(self.checkpoint).is_relative_to(self.folder)
-        if self.trainer.is_global_zero and not inside and not fast_dev_run:
+        if self.trainer.is_global_zero and not self._goes_on() and not fast_dev_run:
             set_aside(self.folder)
+
+    def _goes_on(self) -> bool:
+        """Whether the checkpoint is the run's own, not of an earlier one that was set aside."""
+        path, folder = Path(self.checkpoint or ""), self.folder.resolve()
+        own = path.resolve().is_relative_to(folder)
+        return bool(self.checkpoint) and own and not any(map(is_earlier, path.parents))
+
+    def before_predict(self) -> None:
+        """Prediction without anything that takes the faces would be for nothing.
+
+        Raises:
+            MonofaceError: no callback does, nor the method itself.
+        """
+        if self._get(self.config, "return_predictions"):
+            return
+        callbacks: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
+        takers = [callback for callback in callbacks if not isinstance(callback, ProgressBar)]
+        hooks = [f"on_predict_{when}" for when in ("batch_end", "epoch_end", "end")]
+        if not any(is_overridden(hook, part) for hook in hooks for part in (*takers, self.model)):
+            raise MonofaceError(
+                "trainer.callbacks: none writes what is predicted; add --config "
+                "configs/predict.yaml, the last of those that set callbacks"
+            )

@@ -32,10 +32,9 @@ usage: {command} SUBCOMMAND {method}[--config FILE]... [--KEY VALUE]... [--ckpt_
   --config     YAML file(s), later ones are merged into earlier ones; default: {config}.
                Looked for in the working folder, then among those that come with monoface.
   --KEY VALUE  one setting, e.g. --model.lr 1e-4; stronger than the files
-  --ckpt_path  a checkpoint, or "last" or "best" of trainer.default_root_dir; "fit ... --ckpt_path
-  last"
-               goes on where training was, or starts it: the same command again after a kill is
-                   enough
+  --ckpt_path  a checkpoint, or "last" or "best" of trainer.default_root_dir. After a kill the same
+               command again goes on where training was, if it has --ckpt_path last; the first time
+               it starts from scratch.
 
 examples:
   {command} fit {example}

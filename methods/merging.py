@@ -7,6 +7,7 @@ settings silently when a later file changes a class.
 import importlib
 import inspect
 import pkgutil
+from collections import Counter
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -48,8 +49,8 @@ def compose(paths: list[Path], arguments: list[str], defaults: Tree) -> Config:
     """Merges files; the command line counts in ``${...}`` and in the choice of classes.
 
     Dictionaries are merged key by key, lists are replaced, ``key+`` appends to a list. Where
-    ``class_path`` changes, the ``init_args`` that the new class takes are kept; a note names the
-    others.
+    ``class_path`` changes, the ``init_args`` that the new class takes are kept. A note names the
+    others, and what a list loses.
 
     Args:
         paths: YAML files, the strongest last.
@@ -99,6 +100,11 @@ def _merge(base: Any, over: Any, key: str, notes: list[str]) -> Any:
     if isinstance(base, str) and isinstance(over, dict) and set(over) == {"init_args"}:
         base = {"class_path": base}
     if not isinstance(over, dict):
+        if isinstance(base, list) and (
+            lost := Counter(map(_name, base)) - Counter(map(_name, _list(over)))
+        ):
+            note = f"{key} replaces {', '.join(lost)}; {key.rpartition('.')[2]}+ would add to them"
+            notes.append(note)
         return over
     merged = dict(base) if isinstance(base, dict) else {}
     old, new = merged.get("class_path"), over.get("class_path")
@@ -116,6 +122,12 @@ def _merge(base: Any, over: Any, key: str, notes: list[str]) -> Any:
 
 def _list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value]
+
+
+def _name(entry: Any) -> str:
+    """Of an entry of a list: its class's, without the modules."""
+    path = entry.get("class_path", entry) if isinstance(entry, dict) else entry
+    return str(path).rpartition(".")[2]
 
 
 def _kept(init_args: Tree, old: str, new: str, key: str, notes: list[str]) -> Tree:
@@ -154,16 +166,17 @@ def subclasses(*bases: type) -> list[type]:
     return [*direct, *(subclasses(*direct) if direct else [])]
 
 
-def parameters(cls: type) -> set[str]:
+def parameters(cls: type) -> dict[str, inspect.Parameter]:
     """The keywords that a class takes, through ``**kwargs`` of its bases."""
-    names: set[str] = set()
+    found: dict[str, inspect.Parameter] = {}
     for base in cls.__mro__:
         if "__init__" in vars(base):
-            parameters = inspect.signature(vars(base)["__init__"]).parameters
-            names |= set(parameters)
-            if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+            own = inspect.signature(vars(base)["__init__"]).parameters
+            found = {**own, **found}
+            if not any(p.kind is p.VAR_KEYWORD for p in own.values()):
                 break
-    return names - {"self"}
+    found.pop("self", None)
+    return found
 
 
 def _command_line(arguments: list[str], tree: Tree) -> Tree:

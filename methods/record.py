@@ -12,6 +12,7 @@ from typing import Any
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.utilities import rank_zero_info
 
+from core.errors import MonofaceError
 from methods.resume import CHECKPOINTS
 
 PACKAGES = [
@@ -24,8 +25,9 @@ PACKAGES = [
     "kornia",
     "timm",
 ]
-PACKAGES += ["numba", "torchdata", "jsonargparse", "omegaconf", "nvdiffrast"]
+PACKAGES += ["numba", "jsonargparse", "omegaconf", "nvdiffrast"]
 SOURCE = Path(__file__).resolve().parents[1]
+EARLIER = "earlier"  # .1, .2, ...: folders within the run's
 
 
 class RunRecord(Callback):
@@ -77,15 +79,27 @@ class RunRecord(Callback):
         """Starts the clock."""
         self._start, self._first = time.monotonic(), trainer.global_step
 
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """With each checkpoint, so that a killed start has counted up to its last one."""
+        self._write_progress(trainer)
+
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Adds how long training took, of this start of the run, to run.json."""
+        """The final count."""
+        self._write_progress(trainer)
+
+    def _write_progress(self, trainer: Trainer) -> None:
+        """How long this start of the run has trained, and its steps, into run.json."""
         if not trainer.is_global_zero:
             return
         path = self.folder / "run.json"
         record = json.loads(path.read_text(encoding="utf-8"))
         record["train_seconds"] = round(time.monotonic() - self._start, 1)
         record["steps"] = {"first": self._first, "last": trainer.global_step}
-        path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        unfinished = path.with_suffix(".tmp")  # a kill leaves the old file or the new one
+        unfinished.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        unfinished.replace(path)
 
 
 def versions() -> dict[str, str]:
@@ -125,18 +139,37 @@ def write_numbered(path: Path, text: str) -> None:
 
 
 def set_aside(run: Path) -> None:
-    """Moves an earlier training out of the way of one that starts anew, and says so."""
+    """Moves all that is in the folder of an earlier training out of the way of one that starts
+    anew, and says so.
+
+    Also benchmarks, pictures and predictions: they are that network's, and would be taken for the
+    new one's.
+
+    Raises:
+        MonofaceError: the working folder is, or is in, that folder, so that more than a run lies
+            there.
+    """
     if not any((run / CHECKPOINTS).glob("*.ckpt")):
         return
-    place = _unused(run / "earlier")
-    place.mkdir(parents=True)
-    for pattern in (CHECKPOINTS, "config*.yaml", "run*.json", "metrics"):
-        for path in run.glob(pattern):
-            path.rename(place / path.name)
+    if Path.cwd().is_relative_to(run.resolve()):
+        raise MonofaceError(
+            f"trainer.default_root_dir: {run} holds a training, and cannot be cleared for another, "
+            "as the working folder is in it; --ckpt_path last goes on, another folder starts anew"
+        )
+    earlier = [path for path in run.iterdir() if not is_earlier(path)]
+    place = _unused(run / EARLIER)
+    place.mkdir()
+    for path in earlier:
+        path.rename(place / path.name)
     rank_zero_info(
         f"{run} held a training: moved to {place}. To go on with that one: "
         f"--ckpt_path {place / CHECKPOINTS / 'last.ckpt'}"
     )
+
+
+def is_earlier(path: Path) -> bool:
+    """Whether a part of a run's folder is an earlier run that was set aside."""
+    return path.name.startswith(f"{EARLIER}.")
 
 
 def _unused(stem: Path, suffix: str = "") -> Path:

@@ -1,9 +1,9 @@
 """Going on after a kill as if nothing had happened: seeds, checkpoints and how one is found again.
 
 The four ingredients of a resume that equals the uninterrupted run bit for bit: a loader that keeps
-its place (torchdata's StatefulDataLoader), an order that depends on seed and epoch only,
-augmentation that depends on seed, epoch and sample only (these three are the datamodule's), and
-random numbers that depend on seed, step and process only (``StepSeed``).
+its place, an order that depends on seed and epoch only, augmentation that depends on seed, epoch
+and sample only (these three are the datamodule's), and random numbers that depend on seed, step and
+process only (``StepSeed``).
 """
 
 import os
@@ -62,8 +62,8 @@ class LastCheckpoint(Checkpoint):
     """Writes last.ckpt every few steps and when training ends.
 
     Never after an epoch's last batch but one step later: from there Lightning goes on with the
-    finished iterator of a StatefulDataLoader, and an epoch is lost or its order is another one.
-    (Epochs of one batch have nothing else.)
+    loader's finished iterator, and an epoch is lost or its order is another one. (Epochs of one
+    batch have nothing else.)
 
     Args:
         folder: where to.
@@ -151,9 +151,7 @@ def find_checkpoint(wanted: str | None, run: Path, starts: bool) -> Path | str |
             return None
         hint = f"There are {', '.join(others)}." if others else "Train first: the subcommand fit."
         raise AssetNotFoundError(f"checkpoint {wanted!r}", path, hint)
-    if not zipfile.is_zipfile(
-        path
-    ):  # what torch.save writes; the end of a truncated one is missing
+    if not zipfile.is_zipfile(path):  # torch.save writes one; a truncated one has no end
         others = [other for other in others if Path(other) != path]
         hint = f"use another one with --ckpt_path: {', '.join(others)}" if others else "train anew"
         raise DataError(f"{path} is not a whole checkpoint (truncated?); delete it, and {hint}")

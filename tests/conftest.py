@@ -17,3 +17,12 @@ def face_model() -> FaceModel:
 @pytest.fixture(autouse=True)
 def seeded() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def one_thread():
+    """For tiny tensors: threads that wait for each other on a busy machine are slow."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

@@ -14,19 +14,13 @@ from methods.base import PATIENCE
 from methods.resume import StepSeed
 from tests.fakes.method import FakeFaces, FakeMethod, Weights
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:.*does not have many workers",
-    "ignore:.*'set_vital' is deprecated",
-)
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """The tensors are tiny, and threads that wait for each other on a busy machine are slow."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.filterwarnings(
+        "ignore:.*does not have many workers",
+        "ignore:.*'set_vital' is deprecated",
+    ),
+]
 
 
 def trainer(folder, steps: int, **settings) -> Trainer:
@@ -131,6 +125,17 @@ def test_training_stops_after_many_bad_steps_in_a_row(tmp_path):
     with pytest.raises(MonofaceError, match=r"stopped at step 12.*landmark is nan for id"):
         trainer(tmp_path, 100).fit(method, FakeFaces())
     assert method.skipped == PATIENCE
+
+
+def test_counts_go_on_after_a_resume(tmp_path):
+    method, first = FakeMethod(nan_from=1, nan_steps=100), trainer(tmp_path, 5)
+    first.fit(method, FakeFaces())
+    assert method.skipped == 4
+    first.save_checkpoint(tmp_path / "a.ckpt")
+    resumed = FakeMethod(nan_from=0, nan_steps=100)
+    with pytest.raises(MonofaceError, match="stopped at step 10"):
+        trainer(tmp_path, 100).fit(resumed, FakeFaces(), ckpt_path=tmp_path / "a.ckpt")
+    assert resumed.skipped == PATIENCE
 
 
 def test_bad_steps_between_good_ones_do_not_stop_it(tmp_path):

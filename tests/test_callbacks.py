@@ -1,3 +1,5 @@
+import json
+import os
 from pathlib import Path
 from unittest.mock import MagicMock
 
@@ -103,6 +105,22 @@ def test_test_runs_several_benchmarks(tmp_path, capsys):
         "second.md",
     ]
     assert logged(tmp_path, "benchmark/second/runs_mm") == [1]
+
+
+def test_one_of_two_processes_scores_all_images_once(tmp_path, one_thread):
+    class Logged(FakeBenchmark):
+        def run(self, predict):
+            with (tmp_path / "runs").open("a") as file:
+                file.write(f"{os.getpid()}\n")
+            return super().run(predict)
+
+    callbacks = [RunBenchmark(Logged(), every_n_epochs=1, at_fit_end=True)]
+    two = {"devices": 2, "strategy": "ddp_fork", "max_epochs": 2, "use_distributed_sampler": False}
+    trainer(tmp_path, callbacks, **two).fit(FakeMethod(), datamodule=FakeFaces())
+    processes = (tmp_path / "runs").read_text().split()
+    assert len(processes) == 3  # after each epoch and at the end
+    assert len(set(processes)) == 1
+    assert json.loads((tmp_path / "benchmarks" / "fake.json").read_text())["images"] == 3
 
 
 def test_training_is_the_same_bit_for_bit_with_and_without_them(tmp_path):

@@ -17,6 +17,8 @@ from methods.base import FaceMethod
 from methods.cli import main, threads_beside
 from methods.merging import compose
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 METHOD = "tests.fakes.method.FakeMethod"
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -24,15 +26,6 @@ ROOT = Path(__file__).resolve().parents[1]
 def write(path: Path, **settings) -> str:
     path.write_text(yaml.safe_dump(settings))
     return str(path)
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """The tensors are tiny, and threads that wait for each other on a busy machine are slow."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture
@@ -142,6 +135,7 @@ def test_configs_are_found_from_any_folder(tmp_path, monkeypatch):
 
 # ---- mistakes ----
 
+VOXCELEB = "datamodules.voxceleb.VoxCeleb"
 MISTAKES = {
     "key": ({"model": {"imge_size": 8}}, [], "'model.imge_size'; did you mean model.image_size?"),
     "group": ({"modle": {"lr": 1}}, [], "'modle.lr'; did you mean model.lr?"),
@@ -172,6 +166,21 @@ MISTAKES = {
         [],
         "no class 'LearningRateMonitr'; did you mean LearningRateMonitor",
     ),
+    "setting of a group": (
+        {"data": {"class_path": VOXCELEB, "init_args": {"augmentation": {"shfit": 1}}}},
+        [],
+        "data: VoxCeleb.augmentation has no setting 'shfit'; did you mean shift?",
+    ),
+    "option of a group": (
+        {},
+        [f"--data={VOXCELEB}", "--data.augmentation.shfit=1"],
+        "command line: data: VoxCeleb.augmentation has no setting 'shfit'; did you mean shift?",
+    ),
+    "type in a group": (
+        {"data": {"class_path": VOXCELEB, "init_args": {"augmentation": {"flip": "x"}}}},
+        [],
+        "data.augmentation.flip: Expected a float. Got value: x",
+    ),
     "type": ({"model": {"lr": "abc"}}, [], "model.lr: Expected a float. Got value: abc"),
     "missing": ({"model": {"lr": "???"}}, [], "model.lr: must be given"),
     "option": ({}, ["--model.imge_size=3"], "--model.imge_size; did you mean --model.image_size?"),
@@ -195,6 +204,35 @@ def test_mistakes_get_one_line(name, base, tmp_path, capsys):
     assert expected in lines[-1]
     assert ("typo.yaml" in lines[-1]) == bool(settings)
     assert not Path("run").exists()
+
+
+@pytest.mark.parametrize("subcommand", ["fit", "test"])
+@pytest.mark.parametrize("folder", ["/proc/out", "base.yaml"])
+def test_folder_that_cannot_be_written_is_an_error_at_once(subcommand, folder, base, capsys):
+    with pytest.raises(SystemExit):
+        main(METHOD, [subcommand, "--config", base, "--trainer.default_root_dir", folder])
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert f"command line: trainer.default_root_dir: cannot write into '{folder}'" in line
+    assert "choose another folder with --trainer.default_root_dir" in line
+
+
+def test_what_a_class_says_about_its_settings_is_shown_alone(base, capsys):
+    more = [f"--data={VOXCELEB}", "--data.root=x", "--data.augmentation.flip=7"]
+    with pytest.raises(SystemExit):
+        main(METHOD, ["fit", "--config", base, *more])
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line == "error: augmentation: flip must be in [0, 1.0], got 7.0"
+
+
+def test_prediction_that_nothing_takes_is_an_error(base, tmp_path, capsys):
+    empty = write(tmp_path / "empty.yaml", trainer={"callbacks": []})
+    configs = ["--config", base, "--config", "configs/predict.yaml", "--config", empty]
+    with pytest.raises(SystemExit):
+        main(METHOD, ["predict", *configs, "--data=tests.fakes.method.FakeFaces"])
+    lines = capsys.readouterr().err.splitlines()
+    assert "note: trainer.callbacks replaces Export; callbacks+ would add to them" in lines
+    assert lines[-1].startswith("error: trainer.callbacks: none writes what is predicted")
+    assert not list(Path("run").iterdir())
 
 
 def test_broken_yaml_names_the_line(base, tmp_path, capsys):
@@ -294,6 +332,10 @@ def test_lists_are_replaced_or_appended_to(base, tmp_path):
     write(paths[2], trainer={"callbacks": ["D"]})
     assert compose(paths[:2], [], {}).tree["trainer"]["callbacks"] == ["A", "B", "C"]
     assert compose(paths, [], {}).tree["trainer"]["callbacks"] == ["D"]
+    (note,) = compose(paths, [], {}).notes
+    assert note == "trainer.callbacks replaces A, B, C; callbacks+ would add to them"
+    write(paths[2], trainer={"callbacks": ["B", {"class_path": "A"}, "D"]})
+    assert compose([paths[0], paths[2]], [], {}).notes == []  # nothing is lost
 
 
 def test_command_line_reaches_into_lists(base, tmp_path, built):
@@ -349,7 +391,7 @@ def test_run_is_recorded_with_any_logger(base, logger, monkeypatch):
         main(METHOD, ["fit", "--config", base, *more])
         wandb.finish()
     assert {p.name for p in Path("run").glob("*.*")} >= {"config.yaml", "run.json"}
-    assert len(list(Path("run").glob("wandb/offline-run-*"))) == (2 if logger == "wandb" else 0)
+    assert len(list(Path("run").glob("**/wandb/offline-run-*"))) == 2 * (logger == "wandb")
     assert Path("run/metrics").exists() == (logger == "wandb")
 
 
@@ -363,6 +405,42 @@ def test_training_anew_keeps_the_earlier_one(base, capsys):
     assert not torch.equal(kept["net.3.weight"], second["net.3.weight"])
     assert Path("run/earlier.1/run.json").is_file()
     assert Path("run/metrics/version_0").is_dir()
+
+
+def test_training_anew_starts_in_an_empty_folder(base):
+    main(METHOD, ["fit", "--config", base])
+    made = {"benchmarks/fake.json", "pictures/step_000003.png", "predictions/a/face.json"}
+    for name in made:
+        Path("run", name).parent.mkdir(parents=True)
+        Path("run", name).touch()
+    main(METHOD, ["fit", "--config", base, "--ckpt_path=last", "--trainer.max_steps=4"])
+    assert all(Path("run", name).is_file() for name in made)  # the same training goes on
+    main(METHOD, ["fit", "--config", base])
+    assert all(Path("run/earlier.1", name).is_file() for name in made)
+    own = {"checkpoints", "config.yaml", "metrics", "run.json"}
+    assert {path.name for path in Path("run").iterdir()} == {"earlier.1", *own}
+    main(METHOD, ["fit", "--config", base, "--ckpt_path=run/earlier.1/checkpoints/last.ckpt"])
+    assert {path.name for path in Path("run/earlier.2").iterdir()} == own
+
+
+def test_training_anew_never_moves_the_working_folder(base, capsys):
+    main(METHOD, ["fit", "--config", base, "--trainer.default_root_dir=."])
+    before = sorted(Path.cwd().iterdir())
+    with pytest.raises(SystemExit):
+        main(METHOD, ["fit", "--config", base, "--trainer.default_root_dir=."])
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith("error: trainer.default_root_dir: . holds a training")
+    assert sorted(Path.cwd().iterdir()) == before
+
+
+def test_two_processes_train_while_a_part_has_no_gradient(base, built):
+    two = ["--trainer.devices=2", "--trainer.use_distributed_sampler=false"]
+    learns = ["--model.late_from=2", "--trainer.max_steps=4", "--trainer.limit_val_batches=0"]
+    main(METHOD, ["fit", "--config", base, *two, *learns, "--trainer.strategy=ddp_fork"])
+    (adam,) = torch.load("run/checkpoints/last.ckpt", weights_only=True)["optimizer_states"]
+    assert sorted(int(state["step"]) for state in adam["state"].values()) == [2, 4, 4, 4, 4]
+    strategy = built("--config", base, *two).trainer.strategy  # which "auto" stands for
+    assert strategy._ddp_kwargs["find_unused_parameters"]
 
 
 def test_checkpoint_never_overrides_the_command_line(base, monkeypatch):

@@ -1,6 +1,7 @@
 """Every shipped config runs, found by glob, through the command line that users type."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -9,12 +10,14 @@ import torch
 import yaml
 from PIL import Image
 
+from methods.cest import Weights
 from methods.cli import main
 from tests.fakes import face_model, voxceleb
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "configs").rglob("*.yaml"))
 METHODS = ["cest"]
+PRINT = "--print_config"
 SMOKE = str(ROOT / "tests/smoke.yaml")
 
 
@@ -85,15 +88,90 @@ def test_config_runs(config, method, world, monkeypatch):
     if subcommand == "fit":
         assert (run / "checkpoints/last.ckpt").is_file()
         assert json.loads((run / "run.json").read_text())["steps"]["last"] == 2
-        settings = yaml.safe_load((run / "config.yaml").read_text())
-        for key, value in (yaml.safe_load((ROOT / config).read_text()).get("model") or {}).items():
-            if not str(value).startswith("${") and key not in small["model"]:
-                found = settings["model"][key]
-                assert found == ({**found, **value} if isinstance(value, dict) else value), key
+        own, settings = (
+            yaml.safe_load(p.read_text()) for p in (ROOT / config, run / "config.yaml")
+        )
+        changed = yaml.safe_load(Path(SMOKE).read_text()) | {"model": small["model"]}
+        assert not list(lost(own, settings, changed))
     elif subcommand == "test":
         assert (run / "benchmarks/synthetic.json").is_file()
     else:
         assert (run / "predictions/a/face.glb").is_file()
+
+
+def lost(own: dict, settings: dict, changed: dict) -> Iterator[str]:
+    """The plain settings of a config that a run does not have, but for those changed on purpose."""
+    for key, value in own.items():
+        if isinstance(value, dict):
+            yield from lost(value, settings[key], changed.get(key) or {})
+            continue
+        plain = not isinstance(value, list) and not str(value).startswith("${")
+        if plain and key not in changed and settings[key] != value:
+            yield f"{key}: {settings[key]}, not {value}"
+
+
+# What the papers give, with all that their text excludes; the settings are those of the whole
+# command, so that nothing of the embedded default slips in.
+PAPERS = {
+    "cest": {  # Wen et al., ICCV 2021, Sec. 4.1
+        "model": {
+            "identity_dims": 199,
+            "expression_dims": 29,
+            "image_size": 256,
+            "uv_size": 256,
+            "light_channels": 1,
+            "conditional": True,
+            "symmetry": True,
+            "consistency": "pair",
+            "detach_conditions": False,
+            "lr": 1e-3,
+            "landmark_steps": 0,
+            "anneal_steps": None,
+            "weights": vars(Weights()),
+        },
+        "data": {
+            "class_path": "datamodules.voxceleb.VoxCeleb",
+            "init_args": {
+                "whole_video": False,
+                "identities": 267,
+                "frames_per_clip": 4,
+                "clips_per_batch": 32,
+                "batches_per_epoch": None,
+                "augmentation": {"shift": 0, "scale": 0, "rotation": 0, "flip": 0},
+                "cache_gb": 0,
+                "seed": 3,
+            },
+        },
+        "trainer": {
+            "max_steps": 50_000,
+            "max_epochs": None,
+            "max_time": None,
+            "precision": "32-true",
+            "gradient_clip_val": None,
+            "accumulate_grad_batches": 1,
+            "limit_train_batches": None,
+            "overfit_batches": 0,
+        },
+    }
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_paper_settings_are_the_papers(method, capsys):
+    files = [f"configs/{name}.yaml" for name in (method, "data/voxceleb", f"paper/{method}")]
+    argv = [f"--config={name}" for name in files]
+    with pytest.raises(SystemExit):
+        main(f"methods.{method}.{method.upper()}", ["fit", *argv, "--seed_everything=3", PRINT])
+    settings = yaml.safe_load(capsys.readouterr().out)
+    assert not list(lost(PAPERS[method], settings, {}))
+
+
+@pytest.mark.parametrize(("option", "seed"), [([], 1), (["--seed_everything", "2"], 2)])
+def test_the_runs_seed_is_also_that_of_the_data(option, seed, capsys):
+    with pytest.raises(SystemExit):
+        main("methods.cest.CEST", ["fit", "--config=configs/cest.yaml", *option, PRINT])
+    settings = yaml.safe_load(capsys.readouterr().out)
+    assert settings["seed_everything"] == settings["data"]["init_args"]["seed"] == seed
 
 
 def test_there_are_configs():

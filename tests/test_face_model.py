@@ -73,8 +73,17 @@ def test_a_missing_or_foreign_file_is_a_clear_error(tmp_path):
     with pytest.raises(AssetNotFoundError, match=r"nowhere\.npz"):
         load_face_model(str(tmp_path / "nowhere.npz"))
     (tmp_path / "text.npz").write_text("not a zip")
-    with pytest.raises(DataError, match=r"text\.npz"):
-        load_face_model(str(tmp_path / "text.npz"))
+    whole = write(tmp_path / "model.npz").read_bytes()
+    (tmp_path / "truncated.npz").write_bytes(whole[: len(whole) // 2])
+    middle = len(whole) // 2
+    (tmp_path / "damaged.npz").write_bytes(whole[:middle] + bytes(64) + whole[middle + 64 :])
+    np.save(tmp_path / "array.npy", np.zeros(3))
+    for name in ("text.npz", "truncated.npz", "damaged.npz", "array.npy"):
+        with pytest.raises(DataError, match=f"{name}' is not a readable"):
+            load_face_model(str(tmp_path / name))
+    np.savez(tmp_path / "other.npz", mean=np.zeros((3, 3)))
+    with pytest.raises(DataError, match=r"other\.npz': not a face model: the keys .* are missing"):
+        load_face_model(str(tmp_path / "other.npz"))
 
 
 @pytest.mark.parametrize(
@@ -86,6 +95,12 @@ def test_a_missing_or_foreign_file_is_a_clear_error(tmp_path):
         ("triangles", lambda t: t.astype(float), "must hold integers"),
         ("mean", lambda m: m * np.nan, "NaN"),
         ("version", lambda v: np.array(2), "version 2"),
+        ("mean", lambda m: np.float32(1), r"'mean' has shape \(\)"),
+        ("mean", lambda m: m / 10, "measures 21 .* wanted 100 to 500 millimetres"),
+        ("mean", lambda m: m * 1000, r"measures 2\.1e\+05 .*convert 'mean'"),
+        ("landmark_weights", lambda w: w * 2, "landmark 0 sum to 2, wanted 1"),
+        ("expression_names", lambda names: names[:-1], r"'expression_names' has shape \(4,\)"),
+        ("region_face", lambda face: face[:-1], r"'region_face' has shape \(524,\)"),
     ],
 )
 def test_arrays_that_do_not_fit_are_refused(key, change, message):
@@ -95,6 +110,19 @@ def test_arrays_that_do_not_fit_are_refused(key, change, message):
         arrays[key] = changed
     with pytest.raises(DataError, match=message):
         FaceModel(arrays)
+
+
+def test_spread_of_expressions_must_be_one_for_each():
+    with pytest.raises(DataError, match=r"'expression_std' has shape \(4,\), wanted \(5,\)"):
+        FaceModel({**face_model_arrays(), "expression_std": np.ones(4)})
+
+
+def test_a_part_of_several_regions_has_the_triangles_between_them():
+    above = np.arange(525) < 262  # of 25 rows of 21, the border goes through the 13th
+    model = FaceModel({**face_model_arrays(), "region_above": above, "region_below": ~above})
+    apart = len(model.part("above")) + len(model.part("below"))
+    assert apart < len(model.triangles)
+    assert torch.equal(model.part("above", "below"), model.triangles)
 
 
 def test_unknown_region_lists_the_known_ones(face_model):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from pytorch_lightning import LightningModule, Trainer
 
 from core.crop import transform_points
 from core.detect import Detection, FaceDetector
@@ -79,20 +80,25 @@ def test_bad_files_are_skipped_counted_and_named(tmp_path, caplog):
     np.savetxt(tmp_path / "good.txt", FIVE)
     (tmp_path / "truncated.jpg").write_bytes((tmp_path / "good.jpg").read_bytes()[:200])
     (tmp_path / "empty.png").write_bytes(b"")
-    for name, points in (("nan", FIVE * np.nan), ("four", FIVE[:4])):
+    for name in ("truncated", "empty"):
+        np.savetxt(tmp_path / f"{name}.txt", FIVE)
+    bad = {"nan": FIVE * np.nan, "four": FIVE[:4], "far": FIVE + 9000, "spot": FIVE * 0 + 50}
+    for name, points in bad.items():
         photo(tmp_path / f"{name}.png")
         np.savetxt(tmp_path / f"{name}.txt", points)
     photo(tmp_path / "words.png")
     (tmp_path / "words.txt").write_text("no numbers here")
     (batch,) = batches(path=tmp_path)
     assert batch["sample_ids"] == ["good"]
-    for name in ("truncated", "empty", "nan", "four", "words"):
-        assert f"skipped {name}" in caplog.text
-    assert "5 of 6 skipped" in caplog.text
+    for name in ("truncated.jpg", "empty.png", "words.png", *(f"{name}.png" for name in bad)):
+        assert f"skipped {name}: " in caplog.text
+    assert "0 of 5 landmarks are in the image of 110 x 100 pixels" in caplog.text
+    assert "7 of 8 skipped" in caplog.text
 
 
 def test_nothing_usable_is_an_error(tmp_path):
     (tmp_path / "a.jpg").write_bytes(b"not a picture")
+    np.savetxt(tmp_path / "a.txt", FIVE)
     with pytest.raises(DataError, match="no usable face"):
         batches(path=tmp_path)
 
@@ -111,29 +117,84 @@ def test_a_path_that_is_something_else(tmp_path, what):
         batches(path=path)
 
 
-def test_a_video_with_landmarks(tmp_path, caplog):
-    frames, size = 6, 96
-    with av.open(str(tmp_path / "talk.mp4"), "w") as container:
+def video(path: Path, frames: int, size: int = 96) -> None:
+    """Grey, each frame brighter than the last."""
+    with av.open(str(path), "w") as container:
         stream = container.add_stream("mpeg4", rate=25)
         stream.width = stream.height = size
         for level in range(frames):
             frame = av.VideoFrame.from_ndarray(np.full((size, size, 3), 40 * level, np.uint8))
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
-    landmarks = np.stack([spread_points(size, size)] * frames)
-    valid = np.ones(frames, bool)
-    valid[2] = False
-    np.savez(tmp_path / "talk.npz", landmarks=landmarks, valid=valid)
+
+
+def test_a_video_with_landmarks(tmp_path, caplog):
+    video(tmp_path / "talk.mp4", 6)
+    landmarks = np.stack([spread_points(96, 96)] * 6)
+    np.savez(tmp_path / "talk.npz", landmarks=landmarks, valid=np.arange(6) != 2)
     found = batches(path=tmp_path / "talk.mp4", batch_size=4)
     names = [name for batch in found for name in batch["sample_ids"]]
     assert names == [f"talk_{k:06d}" for k in (0, 1, 3, 4, 5)]
     levels = [image.mean().item() * 255 for batch in found for image in batch["originals"]]
     np.testing.assert_allclose(levels, [0, 40, 120, 160, 200], atol=4)
-    assert "skipped talk_000002" in caplog.text
+    assert "skipped talk_000002: no face" in caplog.text
 
 
-def test_detector_is_asked_when_no_landmarks_are_given(tmp_path, monkeypatch):
-    photo(tmp_path / "two.png")
+def test_frames_beyond_a_videos_landmarks_are_skipped(tmp_path, caplog):
+    video(tmp_path / "talk.mp4", 4)
+    np.savez(tmp_path / "other.npz", landmarks=np.stack([spread_points(96, 96)] * 2))
+    (batch,) = batches(path=tmp_path / "talk.mp4", landmarks=tmp_path / "other.npz")
+    assert batch["sample_ids"] == ["talk_000000", "talk_000001"]
+    assert "skipped talk_000003" in caplog.text
+    assert "ends at frame 2" in caplog.text
+
+
+def test_landmarks_are_for_one_file_and_must_be_there(tmp_path):
+    photo(tmp_path / "a.png")
+    np.savetxt(tmp_path / "points.txt", FIVE)
+    (batch,) = batches(path=tmp_path / "a.png", landmarks=tmp_path / "points.txt")
+    assert batch["sample_ids"] == ["a"]
+    with pytest.raises(DataError, match=r"--data\.landmarks out"):
+        batches(path=tmp_path, landmarks=tmp_path / "points.txt")
+    with pytest.raises(AssetNotFoundError, match=r"nowhere\.txt"):
+        batches(path=tmp_path / "a.png", landmarks=tmp_path / "nowhere.txt")
+
+
+def test_missing_points_do_not_stretch_the_crop(tmp_path):
+    points = np.c_[spread_points(100, 110), np.ones(68)]
+    points[:9] = 0
+    for name, missing in (("a", 0.0), ("b", np.nan)):
+        photo(tmp_path / f"{name}.png")
+        points[:9, :2] = missing
+        np.save(tmp_path / f"{name}.npy", points)
+    photo(tmp_path / "c.png")
+    np.save(tmp_path / "c.npy", np.c_[FIVE, [1, 1, 0, 1, 1]])
+    (batch,) = batches(path=tmp_path)
+    assert batch["sample_ids"] == ["a", "b"]  # five are all needed
+    assert batch["landmark_confidence"][0, 0].tolist() == [0] * 9 + [1] * 59
+    assert torch.isfinite(batch["landmarks"]).all()
+    side = 1.6 * np.ptp(points[9:, :2], axis=0).max()
+    found = batch["crop_to_image"][:, 0, 0, 0] * 64
+    np.testing.assert_allclose(found, side, rtol=1e-5)
+
+
+def test_photos_are_turned_upright(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # stored lying on its left side
+    upright = np.zeros((100, 60, 3), np.uint8)
+    upright[:50] = 200
+    Image.fromarray(np.rot90(upright)).save(tmp_path / "a.jpg", exif=exif)
+    np.savetxt(tmp_path / "a.txt", FIVE - 15)
+    (batch,) = batches(path=tmp_path)
+    image = batch["originals"][0]
+    assert image.shape == (3, 100, 60)
+    assert image[:, :45].mean() > 0.7
+    assert image[:, 55:].mean() < 0.1
+
+
+@pytest.fixture
+def two_faces(monkeypatch):
+    """A detector that finds two faces in every image."""
     points = torch.from_numpy(spread_points(100, 110)).float()
 
     class TwoFaces:
@@ -145,8 +206,67 @@ def test_detector_is_asked_when_no_landmarks_are_given(tmp_path, monkeypatch):
             return [Detection(points, 0.9), Detection(points / 2, 0.8)]
 
     monkeypatch.setattr("datamodules.photos.FaceDetector", TwoFaces)
+
+
+@pytest.fixture
+def no_detector(monkeypatch):
+    def missing(pack: str) -> None:
+        raise AssetNotFoundError("the model pack", f"'{pack}'", "Download it.")
+
+    monkeypatch.setattr("datamodules.photos.FaceDetector", missing)
+
+
+def test_detector_is_asked_when_no_landmarks_are_given(tmp_path, two_faces):
+    photo(tmp_path / "two.png")
     (batch,) = batches(path=tmp_path, detector="my_pack")
     assert batch["sample_ids"] == ["two", "two_face2"]
+
+
+def test_sample_ids_are_unique(tmp_path, two_faces):
+    names = ["a.jpg", "A.png", "b.png", "b_face2.jpg", "c_face2.png", "d.webp", "d.webp.png"]
+    for name in names:
+        photo(tmp_path / name)
+    (batch,) = batches(path=tmp_path, detector="my_pack", batch_size=99)
+    ids = batch["sample_ids"]
+    assert len({name.casefold() for name in ids}) == len(ids) == 14
+    assert ids[::2] == ["A.png", "a.jpg", "b", "b_face2.jpg", "c_face2", "d", "d.webp.png"]
+    assert "b_face2" in ids
+
+
+class Names(LightningModule):
+    """Notes what it is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def predict_step(self, batch, _):
+        self.names += batch["sample_ids"]
+        return batch["images"]
+
+
+def test_without_detector_the_photos_with_landmarks_are_done_first(tmp_path, no_detector):
+    for name in ("a", "b", "c", "d"):
+        photo(tmp_path / f"{name}.png")
+    for name in ("b", "d"):
+        np.savetxt(tmp_path / f"{name}.txt", FIVE)
+    method = Names()
+    trainer = Trainer(accelerator="cpu", logger=False, enable_progress_bar=False)
+    with pytest.raises(AssetNotFoundError) as caught:
+        trainer.predict(method, Photos(tmp_path, image_size=64, batch_size=1))
+    assert method.names == ["b", "d"]
+    for part in ("2 of 4 files (a.png, c.png)", "<name>.txt", "model pack", "Download it."):
+        assert part in str(caught.value)
+
+
+def test_without_detector_and_any_landmarks_nothing_is_read(tmp_path, no_detector):
+    (tmp_path / "a.jpg").touch()
+    with pytest.raises(AssetNotFoundError, match=r"1 of 1 files \(a\.jpg\).*<name>\.txt"):
+        batches(path=tmp_path)
+    (tmp_path / "talk.mp4").touch()
+    with pytest.raises(AssetNotFoundError, match=r"\(talk\.mp4\) .*<name>\.npz") as caught:
+        batches(path=tmp_path / "talk.mp4")
+    assert ".txt" not in str(caught.value)
 
 
 def test_a_missing_detector_says_which_file_to_place_where(tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 """Killed and resumed training equals the uninterrupted one; checkpoints are whole or absent."""
 
+import json
 import os
 import signal
 import subprocess
@@ -16,6 +17,8 @@ from methods.cli import main
 from methods.resume import AtomicCheckpointIO, find_checkpoint
 from tests.fakes.method import FakeMethod
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 METHOD = "tests.fakes.method.FakeMethod"
 ROOT = Path(__file__).resolve().parents[1]
 LENGTHS = {  # epochs have 5 batches
@@ -24,15 +27,6 @@ LENGTHS = {  # epochs have 5 batches
     "no validation": {"max_steps": 14, "limit_val_batches": 0},
     "accumulated": {"max_steps": 8, "accumulate_grad_batches": 2},
 }
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """The tensors are tiny, and threads that wait for each other on a busy machine are slow."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture
@@ -124,6 +118,9 @@ def test_resumed_with_workers_from_an_older_checkpoint(fit, monkeypatch):
         with pytest.raises(Killed):
             fit("killed", LENGTHS["steps"], workers=2, every=4)
     assert checkpoint("killed")["global_step"] == 8
+    record = json.loads(Path("killed/run.json").read_text())
+    assert record["steps"] == {"first": 0, "last": 10}  # of best.ckpt, at the end of an epoch
+    assert record["train_seconds"] > 0
     fit("killed", LENGTHS["steps"], "--ckpt_path", "last", workers=2, every=4)
     assert equal(checkpoint("killed")["state_dict"], checkpoint("whole")["state_dict"])
 

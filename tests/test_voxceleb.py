@@ -73,16 +73,25 @@ def test_whole_videos(root: Path) -> None:
     assert {name.split("/")[2] for name in ids if "id10000/video0" in name} == {"00001", "00002"}
 
 
-def test_only_the_first_identities(shared: Path) -> None:
-    tree = FrameTree.scan(shared, identities=2)
-    assert {clip.identity for clip in tree.splits["train"]} == {"id10000", "id10001"}
-    assert not tree.splits["test"]
+@pytest.mark.parametrize("lists", [True, False])
+def test_identities_count_those_of_the_training(root: Path, lists: bool) -> None:
+    if not lists:
+        shutil.rmtree(root / "splits")
+    whole, limited = FrameTree.scan(root).splits, FrameTree.scan(root, identities=2).splits
+    people = sorted({clip.identity for clip in whole["train"]})
+    assert len(people) > 2
+    assert {clip.identity for clip in limited["train"]} == set(people[:2])
+    for split in ("val", "test"):
+        assert [clip.name for clip in limited[split]] == [clip.name for clip in whole[split]]
+        assert limited[split]
 
 
 @pytest.mark.parametrize("people", [3, 5])
 def test_without_lists_identities_are_divided_by_hash(root: Path, people: int) -> None:
     shutil.rmtree(root / "splits")
-    trees = [FrameTree.scan(root, identities=people) for _ in range(2)]
+    for person in sorted((root / "frames").glob("id*"))[people:]:
+        shutil.rmtree(person)
+    trees = [FrameTree.scan(root) for _ in range(2)]
     parts = [{s: {c.identity for c in cs} for s, cs in tree.splits.items()} for tree in trees]
     assert parts[0] == parts[1]
     assert [len(parts[0][split]) for split in ("train", "val", "test")] == [people - 2, 1, 1]

@@ -1,11 +1,11 @@
 """Identity modes of a head: a Gaussian-process morphable model with anthropometric directions.
 
-Luethi, Gerig, Jud and Vetter, "Gaussian Process Morphable Models" (TPAMI 2018): deformations u ~
-GP(0, k) with a sum of Gaussian kernels over several lengths (their multi-scale kernel), made
+Luethi, Gerig, Jud and Vetter, "Gaussian Process Morphable Models" (TPAMI 2018): deformations
+u ~ GP(0, k) with a sum of Gaussian kernels over several lengths (their multi-scale kernel), made
 symmetric through the mirror,
 
-    k(x, y) I + k(x, mirror y) diag(-1, 1, 1)            symmetric faces k(x, y) I - k(x, mirror y)
-    diag(-1, 1, 1)            the rest, with ASYMMETRY of the standard deviation
+    k(x, y) I + k(x, mirror y) diag(-1, 1, 1)    symmetric faces
+    k(x, y) I - k(x, mirror y) diag(-1, 1, 1)    the rest, ASYMMETRY times the standard deviation
 
 and approximated by its leading eigenfunctions (Nystroem). To the smooth covariance are added the
 directions in which faces are measured (face and jaw width, nose, lips, ...), one standard deviation

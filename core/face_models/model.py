@@ -1,7 +1,7 @@
 """FaceModel: a linear 3D morphable model (3DMM) read from one .npz.
 
-    S = mean + identity_basis a_id + expression_basis a_exp          (PGN 1, CEST 5, Deng 1, MGCNet
-    1) T = albedo_mean + albedo_basis a_alb
+    S = mean + identity_basis a_id + expression_basis a_exp    (PGN 1, CEST 5, Deng 1, MGCNet 1)
+    T = albedo_mean + albedo_basis a_alb
 
 Keys of the .npz (n vertices, t triangles; no pickled objects):
 
@@ -9,7 +9,7 @@ Keys of the .npz (n vertices, t triangles; no pickled objects):
 |---------------------|--------------------|---------|
 | version             | int, ()            | 1 |
 | name, source, licence | str, ()          | what it is, where it comes from, under which terms |
-| mean                | float32 (n, 3)     | millimetres, model frame |
+| mean                | float32 (n, 3)     | millimetres, model frame; 100 to 500 long |
 | triangles           | int (t, 3)         | counter-clockwise seen from outside |
 | identity_basis      | float32 (ki, n, 3) | millimetres per standard deviation |
 | expression_basis    | float32 (ke, n, 3) | mm per standard deviation, or per full blendshape |
@@ -35,6 +35,7 @@ from core.errors import AssetNotFoundError, DataError
 from core.precision import at_least_float32, without_autocast
 
 VERSION = 1
+EXTENT = (100.0, 500.0)  # of a mean, from a narrow face to a bust, millimetres
 REQUIRED = [
     "mean",
     "triangles",
@@ -140,11 +141,14 @@ class FaceModel(nn.Module):
                 "Give the path of a .npz in monoface's format, or 'procedural' for ours.",
             )
         try:
-            with np.load(path, allow_pickle=False) as file:
+            with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
                 arrays = {key: file[key] for key in file.files}
-        except (ValueError, OSError, EOFError) as error:
+        except Exception as error:  # a damaged file may fail in any way (zip, zlib, header)
             raise DataError(f"'{path}' is not a readable .npz face model: {error}") from error
-        return cls(arrays, identity_dims, expression_dims, albedo_dims)
+        try:
+            return cls(arrays, identity_dims, expression_dims, albedo_dims)
+        except DataError as error:
+            raise DataError(f"'{path}': {error}") from error
 
     def region(self, name: str) -> Tensor:
         """The vertices of a named region, bool (n,).
@@ -158,13 +162,14 @@ class FaceModel(nn.Module):
             )
         return getattr(self, f"region_{name}")
 
-    def part(self, name: str) -> Int[Tensor, "t 3"]:
-        """The triangles with all three corners in a region; indices are those of the whole mesh.
+    def part(self, *names: str) -> Int[Tensor, "t 3"]:
+        """The triangles with all three corners in these regions; indices are the whole mesh's.
 
         Raises:
             DataError: this model has no such region.
         """
-        return self.triangles[self.region(name)[self.triangles].all(-1)]
+        inside = torch.stack([self.region(name) for name in names]).any(0)
+        return self.triangles[inside[self.triangles].all(-1)]
 
     def shape(
         self, identity: Float[Tensor, "*b ki"], expression: Float[Tensor, "*b ke"] | None = None
@@ -177,6 +182,16 @@ class FaceModel(nn.Module):
             if expression is not None:
                 offset = offset + at_least_float32(expression) @ self.expression_basis.flatten(1)
         return self.mean + offset.unflatten(-1, self.mean.shape)
+
+    def landmark_shape(
+        self, identity: Float[Tensor, "*b ki"], expression: Float[Tensor, "*b ke"]
+    ) -> Float[Tensor, "*b 68 3"]:
+        """``landmarks(shape(identity, expression))`` without the other vertices."""
+        bases = torch.cat([self.identity_basis, self.expression_basis])
+        mean, bases = self.landmarks(self.mean), self.landmarks(bases)
+        with without_autocast(identity):
+            numbers = at_least_float32(torch.cat([identity, expression], -1))
+            return mean + (numbers @ bases.flatten(1)).unflatten(-1, mean.shape)
 
     def albedo(self, coefficients: Float[Tensor, "*b ka"]) -> Float[Tensor, "*b n 3"]:
         """Reflectance per vertex, RGB, about [0, 1], not clipped."""
@@ -220,8 +235,8 @@ def _check(arrays: dict[str, np.ndarray]) -> None:
         raise DataError(
             f"face model file of version {version}; this release reads version {VERSION}"
         )
-    n = len(arrays["mean"])
-    wanted = {
+    n, ke = (np.atleast_1d(arrays[key]).shape[0] for key in ("mean", "expression_basis"))
+    wanted: dict[str, tuple[int | None, ...]] = {
         "mean": (n, 3),
         "triangles": (None, 3),
         "identity_basis": (None, n, 3),
@@ -233,12 +248,18 @@ def _check(arrays: dict[str, np.ndarray]) -> None:
         "landmark_vertices": (68, 3),
         "landmark_weights": (68, 3),
     }
+    optional = {"expression_std": (ke,), "expression_names": (ke,)}
+    optional |= {key: (n,) for key in arrays if key.startswith("region_")}
+    wanted |= {key: shape for key, shape in optional.items() if key in arrays}
     for key, shape in wanted.items():
         got = arrays[key].shape
         if len(got) != len(shape) or any(
             w not in (None, g) for g, w in zip(got, shape, strict=True)
         ):
-            raise DataError(f"face model: '{key}' has shape {got}, wanted {shape} for {n} vertices")
+            raise DataError(
+                f"face model: '{key}' has shape {got}, wanted {shape} for {n} vertices and {ke} "
+                "expressions"
+            )
     for key in ("triangles", "mirror", "landmark_vertices"):
         array = arrays[key]
         if not np.issubdtype(array.dtype, np.integer):
@@ -252,3 +273,16 @@ def _check(arrays: dict[str, np.ndarray]) -> None:
     for key in wanted:
         if np.issubdtype(arrays[key].dtype, np.floating) and not np.isfinite(arrays[key]).all():
             raise DataError(f"face model: '{key}' holds NaN or infinite values")
+    sums = arrays["landmark_weights"].sum(1)
+    worst = int(abs(sums - 1).argmax())
+    if abs(sums[worst] - 1) > 1e-3:
+        raise DataError(
+            f"face model: 'landmark_weights' of landmark {worst} sum to {sums[worst]:g}, wanted 1"
+        )
+    extent = float(np.ptp(arrays["mean"], axis=0).max())
+    if not EXTENT[0] <= extent <= EXTENT[1]:
+        raise DataError(
+            f"face model: 'mean' measures {extent:.4g} along its longest side, wanted "
+            f"{EXTENT[0]:g} to {EXTENT[1]:g} millimetres; convert 'mean', 'identity_basis' and "
+            "'expression_basis'"
+        )

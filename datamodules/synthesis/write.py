@@ -16,7 +16,6 @@ A clip is written below ``.partial`` and moved into place, its ground truth last
 truth is whole.
 """
 
-import fcntl
 import hashlib
 import json
 import multiprocessing
@@ -33,8 +32,10 @@ from pathlib import Path
 import numba
 import numpy as np
 import torch
+from filelock import FileLock
 from tqdm.auto import tqdm
 
+from core.cores import available_cores
 from core.errors import DataError, MonofaceError
 from core.face_models.model import REQUIRED, VERSION, FaceModel, load_face_model
 from datamodules.synthesis.clip import Clip, make_clip
@@ -89,9 +90,9 @@ def write_set(root: Path, settings: SynthesisSettings, jobs: int | None = None) 
     """
     try:
         root.mkdir(parents=True, exist_ok=True)
-        with _only_writer(root):
+        with FileLock(root / ".lock"):  # one process at a time; it ends with its process
             if not is_complete(root, settings):
-                _write_missing(root, settings, jobs or len(os.sched_getaffinity(0)))
+                _write_missing(root, settings, jobs or available_cores())
     except MonofaceError:
         raise
     except OSError as error:
@@ -335,11 +336,3 @@ def _manifest(root: Path, settings: SynthesisSettings) -> dict[str, object] | No
             "folder, or remove this one to make it anew"
         )
     return manifest
-
-
-@contextmanager
-def _only_writer(root: Path) -> Iterator[None]:
-    """Let one process at a time write to the root. The lock ends with its process."""
-    with (root / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
