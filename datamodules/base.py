@@ -145,6 +145,8 @@ class FaceDataModule(LightningDataModule):
         crop_margin: side of the crop / longer side of the box of the landmarks.
         min_landmark_confidence: landmarks below it count as missing.
         augmentation: of the training.
+        cache_gb: memory in which each reading process keeps decoded frames, for sets that are small
+            enough; once it is full the others are read again each time. 0 = none.
         workers: processes that read; 0 = the training process itself.
         seed: of order, choice of frames and augmentation.
     """
@@ -161,6 +163,7 @@ class FaceDataModule(LightningDataModule):
         crop_margin: float = MARGIN,
         min_landmark_confidence: float = 0.0,
         augmentation: Augmentation = Augmentation(),  # noqa: B008
+        cache_gb: float = 0.0,
         workers: int = 2,
         seed: int = 0,
     ) -> None:
@@ -172,7 +175,8 @@ class FaceDataModule(LightningDataModule):
         self.eval_clips_per_batch = eval_clips_per_batch or clips_per_batch
         self.predict_every, self.batches_per_epoch = predict_every, batches_per_epoch
         self.min_landmark_confidence = min_landmark_confidence
-        self.augmentation, self.workers, self.seed = augmentation, workers, seed
+        self.augmentation, self.cache_gb = augmentation, cache_gb
+        self.workers, self.seed = workers, seed
         self._source: ClipSource | None = None
         self._read: dict[str, ClipDataset] = {}
 
@@ -268,17 +272,20 @@ class FaceDataModule(LightningDataModule):
     def _dataset(
         self, use: str, clips: list[Clip], frames: int, augmentation: Augmentation | None
     ) -> "ClipDataset":
+        """One for each use, however many loaders: it knows which frames are bad."""
         assert self._source is not None
-        self._read[use] = ClipDataset(
-            self._source,
-            clips,
-            frames,
-            self.image_size,
-            self.crop_margin,
-            self.min_landmark_confidence,
-            augmentation,
-            self.seed,
-        )
+        if use not in self._read:
+            self._read[use] = ClipDataset(
+                self._source,
+                clips,
+                frames,
+                self.image_size,
+                self.crop_margin,
+                self.min_landmark_confidence,
+                augmentation,
+                self.seed,
+                round(self.cache_gb * 1e9) if use == "train" else 0,
+            )
         return self._read[use]
 
     def _loader(
@@ -320,6 +327,7 @@ class ClipDataset(Dataset):
         min_confidence: landmarks below it count as missing.
         augmentation: of a training; None: frames evenly spread, in their order, as they are.
         seed: of choice and augmentation.
+        cache: bytes of decoded frames to keep, in each process.
     """
 
     def __init__(
@@ -332,12 +340,15 @@ class ClipDataset(Dataset):
         min_confidence: float,
         augmentation: Augmentation | None,
         seed: int,
+        cache: int = 0,
     ) -> None:
         self.source, self.clips, self.frames = source, clips, frames
         self.size, self.margin, self.min_confidence = size, margin, min_confidence
         self.augmentation, self.seed = augmentation, seed
         self.first = np.cumsum([0, *(len(clip.frames) for clip in clips)])
         self.faults = torch.zeros(int(self.first[-1]), dtype=torch.uint8).share_memory_()
+        self._room = cache
+        self._kept: dict[int, tuple[int, Frame, Tensor]] = {}  # by place in the whole set
 
     def __len__(self) -> int:
         return len(self.clips)
@@ -398,16 +409,23 @@ class ClipDataset(Dataset):
     def _load(self, index: int, frame: int) -> tuple[int, Frame, Tensor] | None:
         """The frame and its crop matrix, or None if it is unusable."""
         clip, place = self.clips[index], int(self.first[index]) + frame
+        if place in self._kept:
+            return self._kept[place]
         if self.faults[place]:
             return None
         try:
             found = self.source.read(clip, frame)
-            return frame, *self._check(found, sample_id(clip, frame))
+            loaded = (frame, *self._check(found, sample_id(clip, frame)))
         except UnusableFrameError as error:
             if not (self.faults == error.fault).any():
                 log.warning("frame left out, %s: %s", FAULTS[error.fault], error)
             self.faults[place] = int(error.fault)
             return None
+        size = found.image.numel() + (0 if found.mask is None else found.mask.numel())
+        if size <= self._room:
+            self._room -= size
+            self._kept[place] = loaded
+        return loaded
 
     def _check(self, frame: Frame, name: str) -> tuple[Frame, Float[Tensor, "3 3"]]:
         """The frame with missing landmarks made harmless, and its crop matrix."""

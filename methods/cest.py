@@ -11,11 +11,10 @@
     App. B.1  networks                      Encoder, ReflectanceNet
 
 Differs from the paper: the weights of Eq. 9 are not legible in its text, ours are in ``Weights``;
-the widths of its
-layer tables neither, ours are ``width`` times 1, 2, 4, 8, 8, 8; the reflectance network also sees
-which texels are
-visible; the light's first coefficient has the common offset of 0.8, so that a zero output is a lit
-face.
+the widths of its layer tables neither, ours are ``width`` times 1, 2, 4, 8, 8, 8; viewpoint and
+shape are their networks' outputs times a constant; the reflectance network also sees which texels
+are visible; the light's first coefficient has the common offset of 0.8, so that a zero output is a
+lit face.
 """
 
 import math
@@ -38,16 +37,19 @@ from core.face_models import load_face_model
 from core.lighting import AMBIENT
 from core.losses import coefficient_l2, landmark_l2, masked_l1
 from core.precision import without_autocast
-from core.render import Surface, draw, render
+from core.render import Surface, draw, irradiance
 from core.rotation import rotation_from_vector
-from core.uv import unwrap, uv_grid
+from core.uv import unwrap, uv_grid, wrap
 from methods.base import FaceMethod
 from methods.cli import main
 
 # The last strided layer then still sees 2 x 2 pixels. Of a single pixel torch 2.15's bfloat16
-# convolution computes its
-# weights' gradient from uninitialized memory.
+# convolution computes its weights' gradient from uninitialized memory.
 SMALLEST = 33
+
+# Factors of the outputs, ours: the last layers add up hundreds of features, so that without them
+# one step of Adam at 1e-3 can turn the head by half a radian.
+VIEWPOINT_SCALE, SHAPE_SCALE = 0.1, 0.3
 
 
 @dataclass(frozen=True)
@@ -306,6 +308,7 @@ class CEST(FaceMethod):
         """
         b, v, _, height, width = inputs.shape
         numbers = self.f_viewpoint(inputs.flatten(0, 1)).float().unflatten(0, (b, v))
+        numbers = VIEWPOINT_SCALE * numbers
         scale = width / self.face_extent_mm * torch.exp(numbers[..., 0])
         with without_autocast(numbers):
             rotation = frontal(numbers) @ rotation_from_vector(numbers[..., 1:4])
@@ -326,6 +329,7 @@ class CEST(FaceMethod):
                 inputs, self.about_pivot(camera), self.image_size, self.face_extent_mm
             )
         numbers = self.f_shape(inputs.flatten(0, 1)).float().unflatten(0, inputs.shape[:2])
+        numbers = SHAPE_SCALE * numbers
         identity, expression = numbers.split(self.dims, -1)
         return identity, expression
 
@@ -365,9 +369,11 @@ class CEST(FaceMethod):
             return self.terms_without_rendering(batch)
         face, surface = self.estimate(images)
         region = batch["masks"] * surface.mask.detach()  # M of Eq. 6
+        maps = self.swapped_reflectances(face.albedo_map)
+        light = irradiance(surface, face.light)
         photometric = [
-            masked_l1(render(surface, reflectance, face.light), images, region)
-            for reflectance in self.swapped_reflectances(face.albedo_map)
+            masked_l1(reflectance * light, images, region)
+            for reflectance in wrap(torch.cat(maps, 2), surface.uv).split(3, 2)
         ]
         coefficients = torch.cat(
             [face.coefficients["identity"], face.coefficients["expression"]], -1
@@ -385,7 +391,8 @@ class CEST(FaceMethod):
         identity, expression = self.coefficients(
             inputs, camera.map(torch.detach) if self.detach_conditions else camera
         )
-        points = self.face_model.landmarks(self.shape(identity, expression))
+        model = self.face_model
+        points = model.landmark_shape(identity, expression * model.expression_std)
         landmark = self.landmark_term(camera.project(points)[0], batch)
         return {
             "photometric": landmark.new_zeros(()),

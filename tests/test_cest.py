@@ -17,7 +17,16 @@ from core.losses import total
 from core.render import draw, render
 from core.rotation import rotation_from_euler
 from core.uv import bake, uv_grid
-from methods.cest import CEST, Encoder, ReflectanceNet, Weights, annealed, other_frames
+from methods.cest import (
+    CEST,
+    SHAPE_SCALE,
+    VIEWPOINT_SCALE,
+    Encoder,
+    ReflectanceNet,
+    Weights,
+    annealed,
+    other_frames,
+)
 from tests.fakes.face_model import face_model_arrays, write
 
 SIZE = 48
@@ -94,7 +103,7 @@ def test_eq_2_to_4_each_estimate_depends_on_those_before(make, face_model, condi
             layer.bias.copy_(saved)
         return {name for name in before if not torch.allclose(before[name], after[name], atol=1e-6)}
 
-    turned = [0.1, 0.0, 0.3, 0.1, 0.0, 0.05, 0.02]
+    turned = [1.0, 0.0, 3.0, 1.0, 0.0, 0.5, 0.2]
     expected = {"shape", "reflectance", "light"} if conditional else set()
     assert changed(method.f_viewpoint, turned) == expected
     expected = {"shape", "reflectance", "light"} if conditional else {"shape"}
@@ -110,7 +119,7 @@ def test_eq_5_shape_is_the_linear_model(make):
         layer.bias.copy_(torch.linspace(-1, 1, len(layer.bias)))
         face = method(torch.rand(1, 1, 3, SIZE, SIZE))
     arrays = face_model_arrays()
-    a = np.linspace(-1, 1, 13)
+    a = SHAPE_SCALE * np.linspace(-1, 1, 13)
     expected = arrays["mean"].astype(float)
     for k in range(8):
         expected = expected + a[k] * arrays["identity_basis"][k]
@@ -126,8 +135,8 @@ def test_eq_6_to_9_terms_against_loops(make, face_model, monkeypatch):
     pixel."""
     method = make(weights=Weights(photometric=2.0, landmark=3.0, regularization=0.5)).eval()
     with torch.no_grad():
-        method.f_shape[-2].bias.normal_(std=0.3)
-        method.f_viewpoint[-2].bias.normal_(std=0.05)
+        method.f_shape[-2].bias.normal_(std=0.3 / SHAPE_SCALE)
+        method.f_viewpoint[-2].bias.normal_(std=0.05 / VIEWPOINT_SCALE)
     batch, _ = clips(face_model)
     batch["masks"] = (batch["masks"] * (torch.rand_like(batch["masks"]) > 0.3)).float()
     batch["landmark_confidence"][0, 0, :5] = 0
@@ -252,7 +261,7 @@ def test_eq_10_shape_sees_a_crop_without_viewpoint(make, monkeypatch):
         method(pattern(x, y)[None, None])
         # roll > 0 turns clockwise; about the model's z axis that is a negative right-handed angle
         numbers = [np.log(zoom), 0.0, 0.0, -angle, shift, shift, 0.0]
-        method.f_viewpoint[-2].bias.copy_(torch.tensor(numbers))
+        method.f_viewpoint[-2].bias.copy_(torch.tensor(numbers) / VIEWPOINT_SCALE)
         method(moved[None, None])
     middle = slice(SIZE // 4, -SIZE // 4)
     difference = (seen[0] - seen[1])[..., middle, middle].abs()
@@ -264,7 +273,7 @@ def test_eq_11_viewpoint_against_scipy(make, face_model):
     method = make().eval()
     numbers = torch.tensor([0.1, 0.3, -0.4, 0.2, 0.05, -0.03, 0.7])
     with torch.no_grad():
-        method.f_viewpoint[-2].bias.copy_(numbers)
+        method.f_viewpoint[-2].bias.copy_(numbers / VIEWPOINT_SCALE)
         camera, _ = method.viewpoint(torch.zeros(1, 1, 3, SIZE, SIZE))
     points = np.random.default_rng(0).normal(size=(10, 3)) * 50
     rotation = Rotation.from_rotvec(numbers[1:4].numpy()).as_matrix()
@@ -347,6 +356,10 @@ def test_gradients_reach_the_viewpoint_through_crop_and_unwrapping(make, face_mo
     (face.coefficients["identity"].sum() + face.albedo_map.square().sum()).backward()
     gradient = method.f_viewpoint[-2].bias.grad
     assert (gradient is None or not gradient.any()) == detach
+    method.zero_grad()
+    method.terms_without_rendering(batch)["regularization"].backward()  # through the crop alone
+    gradient = method.f_viewpoint[-2].bias.grad
+    assert (gradient is None or not gradient.any()) == detach
 
 
 def test_gradients_do_not_mix_clips(make, face_model):
@@ -402,8 +415,8 @@ def test_geometry_keeps_float32_under_bfloat16_autocast(make, face_model):
     pixel."""
     method = make().eval()
     with torch.no_grad():
-        method.f_shape[-2].bias.normal_(std=0.5)
-        method.f_viewpoint[-2].bias.normal_(std=0.1)
+        method.f_shape[-2].bias.normal_(std=0.5 / SHAPE_SCALE)
+        method.f_viewpoint[-2].bias.normal_(std=0.1 / VIEWPOINT_SCALE)
         images = torch.rand(1, 2, 3, SIZE, SIZE)
         exact = method(images)
         with torch.autocast("cpu", torch.bfloat16):

@@ -84,7 +84,7 @@ def test_cutting_out_is_warping(side: int, flipped: bool) -> None:
         scale = SIZE / side
         matrix = torch.tensor([[scale, 0, -scale * x], [0, scale, -scale * y], [0, 0, 1]])
         matrix = flip_matrix(SIZE) @ matrix if flipped else matrix
-        expected = warp(image / 255, matrix, SIZE)
+        expected = warp(image.double() / 255, matrix.double(), SIZE).float()
         # from a reduction of four on, blocks are averaged first, elsewhere in a part of the image
         tolerance = 2e-5 if side < 4 * SIZE else 0.2
         torch.testing.assert_close(cut_out(image, matrix, SIZE), expected, atol=tolerance, rtol=0)
@@ -218,6 +218,22 @@ def test_a_sample_depends_on_seed_turn_and_clip_only() -> None:
         assert torch.equal(a[name], b[name])
 
 
+def test_kept_frames_are_the_same_and_read_once() -> None:
+    modules = [Faces(augmentation=ALL, cache_gb=gb) for gb in (0.0, 1.0, 40e-6)]  # 40 kB: one fits
+    data = [module.train_dataloader().dataset for module in modules]
+    for turn in range(6):
+        for clip in range(5):
+            plain, *kept = (dataset[Draw(turn, clip)] for dataset in data)
+            for other in kept:
+                assert plain["sample_ids"] == other["sample_ids"]
+                assert torch.equal(plain["images"], other["images"])
+                assert torch.equal(plain["landmarks"], other["landmarks"])
+    without, all_kept, few_kept = (module.made.count for module in modules)
+    assert without == 6 * 5 * 3
+    assert all_kept <= 5 * 6  # each frame at most once
+    assert all_kept < few_kept < without
+
+
 def test_short_clips_repeat_frames() -> None:
     data = Faces(frames_per_clip=8)
     for loader in (data.train_dataloader(), data.test_dataloader()):
@@ -313,6 +329,8 @@ def test_a_clip_without_usable_frames_is_replaced_in_training_and_left_out_in_ev
             assert not any(name.startswith("id1/") for name in batch["sample_ids"])
     ids = [name.split("/")[0] for batch in data.test_dataloader() for name in batch["sample_ids"]]
     assert ids == [person for person in ("id0", "id2", "id3", "id4") for _ in range(3)]
+    assert data.skipped["test"] == {"landmarks are not finite": 6}
+    data.test_dataloader()  # another loader of the same frames forgets nothing
     assert data.skipped["test"] == {"landmarks are not finite": 6}
 
 
