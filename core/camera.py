@@ -1,11 +1,10 @@
 """Weak-perspective and perspective cameras behind one interface: pixels, depth, clip space.
 
 Convention: camera frame x right, y down, z forward (OpenCV); ``rotation`` maps the model frame (x
-right, y up, z out
-of the face) into it, so that a frontal face has ``FRONTAL`` = diag(1, -1, -1). Pixels have their
-origin at the top left
-corner of the image. Clip space: x, y in [-1, 1] from the left and top edges, z in [-1, 1] growing
-away from the viewer.
+right, y up, z out of the face) into it, so that a frontal face has ``FRONTAL`` = diag(1, -1, -1).
+Pixels have their origin at the top left corner of the image. Clip space: x, y in [-1, 1] from the
+left and top edges, z in [-1, 1] growing away from the viewer.
+
 Worked number: weak perspective, frontal, scale 2 px/mm, translation (112, 112): the model point
 (10, 20, 30) mm is at pixel (132, 72), 30 mm nearer to the viewer than the origin (depth -30).
 """
@@ -18,7 +17,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from core.precision import at_least_float32, without_autocast
+from core.affine import affine
+from core.precision import without_autocast
 
 AnyCamera = TypeVar("AnyCamera", bound="Camera")
 FRONTAL = ((1.0, 0.0, 0.0), (0.0, -1.0, 0.0), (0.0, 0.0, -1.0))
@@ -50,7 +50,11 @@ class Camera:
     def rotate(self, directions: Float[Tensor, "*b n 3"]) -> Float[Tensor, "*b n 3"]:
         """Directions (normals) from the model frame to the camera frame."""
         with without_autocast(directions):
-            return at_least_float32(directions) @ at_least_float32(self.rotation).mT
+            return affine(*_one_dtype(directions, self.rotation))
+
+    def position(self, points: Float[Tensor, "*b n 3"]) -> Float[Tensor, "*b n 3"]:
+        """Points from the model frame to the camera frame, millimetres; z is their depth."""
+        raise NotImplementedError
 
     def project(
         self, points: Float[Tensor, "*b n 3"]
@@ -62,6 +66,13 @@ class Camera:
         self, points: Float[Tensor, "*b n 3"], size: tuple[int, int]
     ) -> Float[Tensor, "*b n 4"]:
         """Clip-space positions for the rasterizer of an image of size (height, width)."""
+        with without_autocast(points):
+            return affine(*_one_dtype(points, *self._clip_map(size)))
+
+    def _clip_map(
+        self, size: tuple[int, int]
+    ) -> tuple[Float[Tensor, "*b 4 3"], Float[Tensor, "*b 4"]]:
+        """Matrix and offset from the model frame to clip space."""
         raise NotImplementedError
 
     def crop(
@@ -96,20 +107,27 @@ class WeakPerspectiveCamera(Camera):
         """Pixels and depth in millimetres relative to the model frame's origin (negative =
         nearer).
         """
-        turned = self.rotate(points)
-        pixels = self.scale[..., None, None] * turned[..., :2] + self.translation[..., None, :]
-        return pixels, turned[..., 2]
+        with without_autocast(points):
+            across = self.scale[..., None, None] * self.rotation[..., :2, :]
+            pixels = affine(*_one_dtype(points, across, self.translation))
+            depth = affine(*_one_dtype(points, self.rotation[..., 2:, :]))
+        return pixels, depth[..., 0]
 
-    def clip(
-        self, points: Float[Tensor, "*b n 3"], size: tuple[int, int]
-    ) -> Float[Tensor, "*b n 4"]:
-        """Clip-space positions, w = 1; z = depth / 1000 mm."""
-        pixels, depth = self.project(points)
+    def position(self, points: Float[Tensor, "*b n 3"]) -> Float[Tensor, "*b n 3"]:
+        """Relative to the model frame's origin, millimetres."""
+        return self.rotate(points)
+
+    def _clip_map(
+        self, size: tuple[int, int]
+    ) -> tuple[Float[Tensor, "*b 4 3"], Float[Tensor, "*b 4"]]:
+        """Here w = 1 and z = depth / 1000 mm."""
         height, width = size
-        extent = pixels.new_tensor([width, height])
-        xy = 2 * pixels / extent - 1
-        z = depth[..., None] / self.DEPTH_RANGE
-        return torch.cat([xy, z, torch.ones_like(z)], -1)
+        extent = self.translation.new_tensor([width, height])
+        across = 2 * self.scale[..., None, None] * self.rotation[..., :2, :] / extent[:, None]
+        along = self.rotation[..., 2:, :] / self.DEPTH_RANGE
+        one = torch.ones_like(self.scale)[..., None]
+        matrix = torch.cat([across, along, torch.zeros_like(along)], -2)
+        return matrix, torch.cat([2 * self.translation / extent - 1, 0 * one, one], -1)
 
     def crop(
         self, scale: Float[Tensor, "*b"], offset: Float[Tensor, "*b 2"]
@@ -146,26 +164,31 @@ class PerspectiveCamera(Camera):
         """Pixels and depth in millimetres from the camera; points behind the camera have depth <= 0
         and no meaning.
         """
-        position = self.rotate(points) + self.translation[..., None, :]
+        position = self.position(points)
         depth = position[..., 2]
         pixels = self.focal[..., None, None] * position[..., :2] / depth[..., None]
         return pixels + self.centre[..., None, :], depth
 
-    def clip(
-        self, points: Float[Tensor, "*b n 3"], size: tuple[int, int]
-    ) -> Float[Tensor, "*b n 4"]:
-        """Clip-space positions, w = depth in millimetres; near 10 mm, far 10 m."""
-        position = self.rotate(points) + self.translation[..., None, :]
-        depth = position[..., 2:]
+    def position(self, points: Float[Tensor, "*b n 3"]) -> Float[Tensor, "*b n 3"]:
+        """Relative to the camera, millimetres."""
+        with without_autocast(points):
+            return affine(*_one_dtype(points, self.rotation, self.translation))
+
+    def _clip_map(
+        self, size: tuple[int, int]
+    ) -> tuple[Float[Tensor, "*b 4 3"], Float[Tensor, "*b 4"]]:
+        """Here w = depth in millimetres; near 10 mm, far 10 m."""
         height, width = size
-        extent = position.new_tensor([width, height])
-        pixels_times_depth = (
-            self.focal[..., None, None] * position[..., :2] + self.centre[..., None, :] * depth
-        )
-        xy = 2 * pixels_times_depth / extent - depth
+        extent = self.translation.new_tensor([width, height])
         near, far = self.NEAR, self.FAR
-        z = (depth * (far + near) - 2 * far * near) / (far - near)
-        return torch.cat([xy, z, depth], -1)
+        rows = torch.cat([self.rotation, self.translation[..., None]], -1)
+        depth = rows[..., 2:, :]
+        shift = (2 * self.centre / extent - 1)[..., None]
+        across = (2 * self.focal[..., None] / extent)[..., None] * rows[..., :2, :] + shift * depth
+        z = depth * ((far + near) / (far - near))
+        clip = torch.cat([across, z, depth], -2)
+        behind = clip.new_tensor([0, 0, 2 * far * near / (far - near), 0])
+        return clip[..., :3], clip[..., 3] - behind
 
     def crop(
         self, scale: Float[Tensor, "*b"], offset: Float[Tensor, "*b 2"]
@@ -177,3 +200,11 @@ class PerspectiveCamera(Camera):
             self.focal * scale,
             self.centre * scale[..., None] + offset,
         )
+
+
+def _one_dtype(*tensors: Tensor) -> list[Tensor]:
+    """The tensors in the widest of their dtypes, at least float32."""
+    kind = torch.float32
+    for tensor in tensors:
+        kind = torch.promote_types(kind, tensor.dtype)
+    return [tensor.to(kind) for tensor in tensors]

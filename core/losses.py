@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
@@ -40,7 +41,8 @@ def masked_l1(
     """
     dims = (-3, -2, -1)
     area = mask.sum(dims)
-    error = ((image - target).abs().mean(-3, keepdim=True) * mask).sum(dims) / area.clamp(min=1)
+    absolute = F.l1_loss(image, target, reduction="none")
+    error = (absolute.mean(-3, keepdim=True) * mask).sum(dims) / area.clamp(min=1)
     return error.sum() / (area > 0).sum().clamp(min=1)
 
 

@@ -1,6 +1,5 @@
 """From a mesh, its reflectance and light to an image: project, rasterize, interpolate, shade."""
 
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -8,7 +7,7 @@ from core.camera import Camera
 from core.contracts import Reconstruction
 from core.image import Size, height_width
 from core.lighting import shade
-from core.mesh import normalize, vertex_normals
+from core.normals import normalize, vertex_normals
 from core.precision import at_least_float32, without_autocast
 from core.rasterize import interpolate, rasterize
 from core.surface import Surface
@@ -22,10 +21,12 @@ def draw(
     camera: Camera,
     size: Size,
     backend: str = "auto",
+    attributes: Float[Tensor, "b v n c"] | None = None,
 ) -> Surface:
     """Draw meshes into images, in at least float32 also under autocast.
 
-    depth, normals and uv carry gradients to the vertices and the camera inside the silhouette.
+    depth, normals, uv and attributes carry gradients to the vertices and the camera inside the
+    silhouette.
 
     Args:
         vertices: millimetres, model frame.
@@ -34,6 +35,7 @@ def draw(
         camera: one per image, batch shape (b, v).
         size: of the images: (height, width), or one number for squares.
         backend: of ``core.rasterize.rasterize``.
+        attributes: anything else to be drawn, such as reflectance per vertex.
     """
     height, width = height_width(size)
     batch = vertices.shape[:2]
@@ -42,33 +44,62 @@ def draw(
         camera = camera.map(lambda value: at_least_float32(value).flatten(0, 1))
         clip = camera.clip(vertices, (height, width))
         fragments = rasterize(clip, triangles, (height, width), backend)
-        normals = camera.rotate(vertex_normals(vertices, triangles))
-        depth = camera.project(vertices)[1]
-        attributes = torch.cat([uv.expand(len(vertices), -1, -1), normals, depth[..., None]], -1)
-        pixels = interpolate(attributes, fragments, triangles)
+        position = camera.position(vertices)
+
+        def at_pixels(values: Tensor) -> Tensor:
+            return interpolate(values, fragments, triangles, backend).unflatten(0, batch)
+
+        # one after the other: joining them would copy as much as all of them hold
+        drawn_uv = at_pixels(uv[None])
+        normals = normalize(at_pixels(vertex_normals(position, triangles)))
+        depth = at_pixels(position[..., 2:])
+        others = None if attributes is None else at_pixels(attributes.flatten(0, 1))
     triangle_index = fragments.triangle_index.unflatten(0, batch)
-    channels = pixels.unflatten(0, batch)
     return Surface(
         mask=(triangle_index >= 0).float()[:, :, None],
-        depth=channels[..., None, :, :, 5],
-        normals=normalize(channels[..., 2:5]).movedim(-1, -3),
-        uv=channels[..., :2],
+        depth=depth.movedim(-1, -3),
+        normals=normals.movedim(-1, -3),
+        uv=drawn_uv,
         triangle_index=triangle_index,
+        attributes=None if others is None else others.movedim(-1, -3),
     )
 
 
+def irradiance(surface: Surface, light: Float[Tensor, "b v 9 c"]) -> Float[Tensor, "b v c h w"]:
+    """What multiplies the reflectance at each pixel; 0 outside the mask.
+
+    To show one surface with several reflectances, compute it once and multiply each by it.
+
+    Args:
+        surface: of ``draw``.
+        light: spherical harmonics of the light, camera frame (``core.lighting``); c is 1 or 3.
+    """
+    return shade(surface.normals, light) * surface.mask
+
+
 def render(
-    surface: Surface, albedo_map: Float[Tensor, "b v 3 uh uw"], light: Float[Tensor, "b v 9 c"]
+    surface: Surface,
+    albedo_map: Float[Tensor, "b v 3 uh uw"] | None,
+    light: Float[Tensor, "b v 9 c"],
 ) -> Float[Tensor, "b v 3 h w"]:
     """Albedo times irradiance; 0 outside the mask, not clipped to [0, 1].
 
     Args:
         surface: of ``draw``.
-        albedo_map: reflectance as a UV map, RGB.
+        albedo_map: reflectance as a UV map, RGB; None = it was drawn as the surface's attributes.
         light: spherical harmonics of the light, camera frame (``core.lighting``); c is 1 or 3.
+
+    Raises:
+        ValueError: there is neither a map nor a drawn reflectance of three channels.
     """
-    albedo = wrap(albedo_map, surface.uv)
-    return albedo * shade(surface.normals, light) * surface.mask
+    albedo = surface.attributes if albedo_map is None else wrap(albedo_map, surface.uv)
+    if albedo is None or albedo.shape[-3] != 3:
+        channels = 0 if albedo is None else albedo.shape[-3]
+        raise ValueError(
+            f"the surface was drawn with {channels} attributes, which cannot be its reflectance; "
+            "give an albedo_map, or draw(..., attributes=) with red, green and blue of each vertex"
+        )
+    return albedo * irradiance(surface, light)
 
 
 def render_reconstruction(

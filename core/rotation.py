@@ -1,12 +1,11 @@
-"""Rotations of the head: rotation vectors (kornia, exact at 0 and pi) and the Euler angles of
-300W-LP.
+"""Rotations of the head: vectors (kornia, exact at 0 and pi) and the Euler angles of 300W-LP.
 
 Convention: 3x3 matrices act on column vectors in the model frame (x right, y up, z out of the
 face); radians.
-Worked numbers: yaw = +30 degrees maps the nose direction (0, 0, 1) to (-0.5, 0, 0.866): to the
-image's left;
-pitch = +30 degrees maps it to (0, 0.5, 0.866): up; roll = +30 degrees maps (1, 0, 0) to (0.866,
--0.5, 0): clockwise in the image.
+
+Worked numbers: yaw = +30 degrees maps the nose direction (0, 0, 1) to (-0.5, 0, 0.866), to the
+image's left; pitch = +30 degrees maps it to (0, 0.5, 0.866), up; roll = +30 degrees maps (1, 0, 0)
+to (0.866, -0.5, 0), clockwise in the image.
 """
 
 import torch

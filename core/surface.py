@@ -16,6 +16,7 @@ class Surface:
         normals: unit length, camera frame (a normal towards the viewer has z < 0).
         uv: texture coordinates.
         triangle_index: the triangle that is seen.
+        attributes: what else was given per vertex, such as reflectance.
     """
 
     mask: Float[Tensor, "b v 1 h w"]
@@ -23,3 +24,4 @@ class Surface:
     normals: Float[Tensor, "b v 3 h w"]
     uv: Float[Tensor, "b v h w 2"]
     triangle_index: Int[Tensor, "b v h w"]
+    attributes: Float[Tensor, "b v c h w"] | None = None

@@ -21,6 +21,8 @@ from core.image import Size, height_width, sample
 from core.precision import at_least_float32, without_autocast
 from core.rasterize import interpolate
 from core.rasterize.fragments import Fragments
+from core.rasterize.kernels import kernel
+from core.rasterize.threads import over_images
 from core.rasterize.topology import topology
 from core.surface import Surface
 
@@ -158,7 +160,13 @@ def _texel_values(values: Tensor, grid: UVGrid, triangles: Tensor) -> Tensor:
 
 def _faces_camera(pixels: Tensor, triangles: Tensor) -> Tensor:
     """Whether each triangle is seen from outside: counter-clockwise to the eye, as y is down."""
-    a, b, c = (pixels[..., triangles[:, corner], :] for corner in range(3))
+    if pixels.device.type == "cpu":
+        batch = pixels.shape[:-2]
+        facing = torch.empty(batch.numel(), len(triangles), dtype=torch.bool)
+        known = topology(triangles).triangles
+        over_images(_facing, len(facing), pixels[None].flatten(0, -3), known, facing)
+        return facing.unflatten(0, batch)
+    a, b, c = (pixels.index_select(-2, corner) for corner in triangles.unbind(-1))
     p, q = b - a, c - a
     return p[..., 0] * q[..., 1] - p[..., 1] * q[..., 0] < 0
 
@@ -168,6 +176,21 @@ def _pixels_per_mm(camera: Camera) -> Tensor:
     across = camera.rotation[..., :1, :]  # the camera's x axis in the model frame
     ends, _ = camera.project(torch.cat([torch.zeros_like(across), across], -2))
     return ends[..., 1, 0] - ends[..., 0, 0]
+
+
+@kernel
+@no_type_check
+def _facing(first, last, pixels, triangles, facing):  # noqa: ANN001, ANN202
+    for image in range(first, last):
+        for t in range(len(triangles)):
+            a = np.uint64(triangles[t, 0])
+            b = np.uint64(triangles[t, 1])
+            c = np.uint64(triangles[t, 2])
+            x, y = pixels[image, a, 0], pixels[image, a, 1]
+            px, py = pixels[image, b, 0] - x, pixels[image, b, 1] - y
+            qx, qy = pixels[image, c, 0] - x, pixels[image, c, 1] - y
+            facing[image, t] = px * qy - py * qx < 0
+    return 0
 
 
 @njit(nogil=True, cache=True, error_model="numpy")

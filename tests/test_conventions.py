@@ -10,7 +10,7 @@ from core.camera import PerspectiveCamera, WeakPerspectiveCamera, frontal
 from core.image import sample
 from core.landmarks import MIRROR
 from core.lighting import sh_basis
-from core.mesh import face_normals
+from core.normals import face_normals
 from core.rasterize import rasterize
 from core.render import draw
 from core.rotation import rotation_from_euler

@@ -1,10 +1,11 @@
 import math
 
 import numpy as np
+import pytest
 import torch
 from scipy.special import sph_harm_y
 
-from core.lighting import AMBIENT, LAMBERT, sh_basis, shade
+from core.lighting import AMBIENT, LAMBERT, sh_basis, shade, shade_points
 
 FACTORS = torch.tensor(LAMBERT, dtype=torch.float64)
 ORDER = [(0, 0), (1, -1), (1, 0), (1, 1), (2, -2), (2, -1), (2, 0), (2, 1), (2, 2)]
@@ -88,9 +89,58 @@ def test_shade_keeps_float32_under_autocast():
     torch.testing.assert_close(irradiance, shade(normals, light), atol=0, rtol=0)
 
 
-def test_shade_has_the_right_gradient():
+def of_points(normals, light):
+    return shade_points(normals.flatten(-2).mT, light).mT.unflatten(-1, normals.shape[-2:])
+
+
+@pytest.mark.parametrize("function", [shade, of_points])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_kernel_agrees_with_the_basis_and_autograd(function, channels):
+    """Over more than one block of points, in both memory layouts, with both gradients."""
+    picture = torch.randn(2, 3, 3, 17, 31)
+    channels_last = picture.movedim(-3, -1).contiguous().movedim(-1, -3)
+    light = torch.randn(2, 3, 9, channels)
+    weights = torch.randn(2, 3, channels, 17, 31)
+    results = []
+    for start in (picture, channels_last):
+        normals, coefficients = start.clone().requires_grad_(), light.clone().requires_grad_()
+        irradiance = function(normals, coefficients)
+        (irradiance * weights).sum().backward()
+        results.append((irradiance, normals.grad, coefficients.grad))
+    normals = picture.double().requires_grad_()
+    coefficients = light.double().requires_grad_()
+    expected = sh_basis(normals.movedim(-3, -1)).flatten(-3, -2) @ coefficients
+    expected = expected.mT.unflatten(-1, (17, 31))
+    (expected * weights).sum().backward()
+    for result in results:
+        for found, wanted in zip(result, (expected, normals.grad, coefficients.grad), strict=True):
+            torch.testing.assert_close(found.double(), wanted, atol=2e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("function", [shade, of_points])
+def test_shade_has_the_right_gradient(function):
     inputs = (
-        torch.randn(3, 2, 2).double().requires_grad_(),
-        torch.randn(9, 3).double().requires_grad_(),
+        torch.randn(2, 3, 2, 2).double().requires_grad_(),
+        torch.randn(2, 9, 3).double().requires_grad_(),
     )
-    assert torch.autograd.gradcheck(shade, inputs)
+    assert torch.autograd.gradcheck(function, inputs)
+
+
+def test_shade_does_not_depend_on_the_threads():
+    normals, light = torch.randn(5, 3, 20, 20), torch.randn(5, 9, 3)
+    before, results = torch.get_num_threads(), []
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            leaves = normals.clone().requires_grad_(), light.clone().requires_grad_()
+            image = shade(*leaves)
+            image.square().sum().backward()
+            results.append((image, *(leaf.grad for leaf in leaves)))
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+def test_no_points_and_no_images():
+    assert shade_points(torch.zeros(2, 0, 3), torch.zeros(2, 9, 1)).shape == (2, 0, 1)
+    assert shade(torch.zeros(0, 3, 4, 4), torch.zeros(0, 9, 3)).shape == (0, 3, 4, 4)

@@ -1,73 +1,15 @@
-"""The rasterizer: known answers by hand, both CPU backends against each other, gradients."""
+"""The rasterizer: known answers by hand, both of our backends against each other, gradients."""
 
+import inspect
 import math
 import multiprocessing
 
-import numpy as np
 import pytest
 import torch
 
-from core.errors import MonofaceError
-from core.rasterize import Fragments, antialias, interpolate, rasterize
-from core.rasterize import nvdiffrast as cuda_backend
+from core.rasterize import antialias, interpolate, rasterize
 from core.rasterize.topology import topology
-
-needs_cuda = pytest.mark.skipif(
-    not (torch.cuda.is_available() and cuda_backend.is_installed()),
-    reason="needs an NVIDIA GPU and nvdiffrast",
-)
-
-
-def soup(seed, count=150, extent=0.5, batch=2, perspective=True):
-    """Random triangles that interpenetrate, clip space, all in front of the camera."""
-    random = torch.Generator().manual_seed(seed)
-    centre = torch.rand(batch, count, 1, 3, generator=random) * 2 - 1
-    corners = centre + (torch.rand(batch, count, 3, 3, generator=random) - 0.5) * extent
-    corners[..., 2] = corners[..., 2].clamp(-0.99, 0.99)
-    w = torch.rand(batch, count, 3, 1, generator=random) * 2 + 0.5
-    w = w if perspective else torch.ones_like(w)
-    clip = torch.cat([corners * w, w], -1).flatten(1, 2)
-    return clip, torch.arange(3 * count).view(count, 3)
-
-
-def sphere(columns=48, rows=24, batch=2):
-    """A UV sphere, turned a little per image, seen in perspective (camera at distance 4)."""
-    theta = torch.arange(columns) / columns * 2 * math.pi
-    phi = torch.linspace(0.05, math.pi - 0.05, rows)
-    ring = torch.stack([theta.cos(), theta * 0, theta.sin()], -1)
-    points = phi.sin()[:, None, None] * ring + phi.cos()[:, None, None] * torch.tensor([0, 1.0, 0])
-    points = points.flatten(0, 1)
-    a = (torch.arange(rows - 1)[:, None] * columns + torch.arange(columns)).flatten()
-    b = (
-        torch.arange(rows - 1)[:, None] * columns + (torch.arange(columns) + 1) % columns
-    ).flatten()
-    triangles = torch.cat(
-        [torch.stack([a, a + columns, b], -1), torch.stack([b, a + columns, b + columns], -1)]
-    )
-    angle = 0.3 * torch.arange(batch) + 0.1
-    c, s, o = angle.cos(), angle.sin(), angle * 0
-    turn = torch.stack([c, o, s, s * s, c, -s * c, -c * s, s, c * c], -1).view(-1, 3, 3)
-    x, y, z = (points @ turn.mT).unbind(-1)
-    w = z + 4
-    near, far = 1.0, 10.0
-    depth = (w * (far + near) - 2 * far * near) / (far - near)
-    return torch.stack([3 * x, 3 * y, depth, w], -1), triangles
-
-
-def grid(columns, rows, extent=1.0, seed=0):
-    """A jittered height field over [-extent, extent]^2, w = 1, its border straight."""
-    random = np.random.default_rng(seed)
-    x, y = np.meshgrid(np.linspace(-1, 1, columns + 1), np.linspace(-1, 1, rows + 1))
-    inner = (abs(x) < 1) & (abs(y) < 1)
-    x = x + inner * random.uniform(-0.2, 0.2, x.shape) * 2 / columns
-    y = y + inner * random.uniform(-0.2, 0.2, y.shape) * 2 / rows
-    z = random.uniform(-0.5, 0.5, x.shape)
-    clip = np.stack([x * extent, y * extent, z, np.ones_like(x)], -1).reshape(1, -1, 4)
-    a = (np.arange(rows)[:, None] * (columns + 1) + np.arange(columns)).ravel()
-    b, c, d = a + 1, a + columns + 1, a + columns + 2
-    triangles = np.concatenate([np.stack([a, b, c], 1), np.stack([d, b, c], 1)])
-    return torch.from_numpy(clip).float(), torch.from_numpy(triangles)
-
+from tests.fakes.meshes import grid, soup, sphere
 
 TRIANGLE = torch.tensor([[[-1.0, -1, 0.5, 1], [1, -1, 0.5, 1], [-1, 1, 0.5, 1]]])
 ONE = torch.tensor([[0, 1, 2]])
@@ -131,11 +73,12 @@ def test_backends_agree(name, size):
     assert torch.allclose(fast.depth[same], slow.depth[same], atol=1e-4)
 
 
-@pytest.mark.parametrize(("columns", "rows"), [(1, 1), (7, 5), (61, 47), (150, 150)])
-def test_every_pixel_is_covered_exactly_once(columns, rows):
+@pytest.mark.parametrize("subpixel", [16, None])
+@pytest.mark.parametrize(("columns", "rows"), [(1, 1), (7, 5), (61, 47), (61, 45), (150, 150)])
+def test_every_pixel_is_covered_exactly_once(columns, rows, subpixel):
     clip, triangles = grid(columns, rows)
     size = (45, 61)
-    assert (rasterize(clip, triangles, size).triangle_index >= 0).all()
+    assert (rasterize(clip, triangles, size, subpixel=subpixel).triangle_index >= 0).all()
     # removing the winners must leave nothing: no pixel has a second triangle
     count = torch.zeros(size)
     half = len(triangles) // 2
@@ -146,7 +89,7 @@ def test_every_pixel_is_covered_exactly_once(columns, rows):
         triangles[1::3],
         triangles[2::3],
     ):
-        count += rasterize(clip, part, size).triangle_index[0] >= 0
+        count += rasterize(clip, part, size, subpixel=subpixel).triangle_index[0] >= 0
     assert (count == 2).all()  # once in the halves, once in the thirds
 
 
@@ -266,19 +209,73 @@ def test_errors_say_what_is_wrong():
         rasterize(TRIANGLE, ONE, (0, 4))
     with pytest.raises(ValueError, match="no rasterizer backend 'opengl'"):
         rasterize(TRIANGLE, ONE, (4, 4), "opengl")
-    fragments = rasterize(TRIANGLE, ONE, (4, 4))
-    with pytest.raises(ValueError, match="given for 2 images"):
-        interpolate(torch.zeros(2, 3, 1), fragments, ONE)
-    with pytest.raises(IndexError, match="there are 2 vertices"):
-        interpolate(torch.zeros(1, 2, 1), fragments, ONE)
-    with pytest.raises(IndexError, match="beyond the 0 given"):
-        interpolate(torch.zeros(1, 3, 1), fragments, ONE[:0])
 
 
-def test_missing_nvdiffrast_says_how_to_get_it(monkeypatch):
-    monkeypatch.setattr(cuda_backend, "is_installed", lambda: False)
-    with pytest.raises(MonofaceError, match=r"monoface\[cuda\].*[Ll]icen[cs]e.*non-commercial"):
-        rasterize(TRIANGLE, ONE, (4, 4), "nvdiffrast")
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_snapping_moves_an_edge_by_up_to_half_a_step(backend):
+    # the right edge is 0.02 px right of the centres of column 2: snapped, it is on them
+    right = 2.52 / 2 - 1
+    clip = torch.tensor([[[-9.0, -9, 0, 1], [right, -9, 0, 1], [right, 9, 0, 1], [-9, 9, 0, 1]]])
+    triangles = torch.tensor([[0, 1, 2], [0, 2, 3]])
+    seen = [
+        (rasterize(clip, triangles, (4, 4), backend, subpixel).triangle_index[0] >= 0).sum(0)
+        for subpixel in (16, None)
+    ]
+    assert torch.stack(seen).tolist() == [[4, 4, 0, 0], [4, 4, 4, 0]]
+
+
+@pytest.mark.parametrize("size", [(1, 20000), (20000, 1), (3, 32767), (1500, 1400)])
+def test_large_images(size):
+    clip = torch.tensor([[[-1.0, -1, 0, 1], [3, -1, 0, 1], [-1, 3, 0, 1]]])
+    fragments = rasterize(clip, ONE, size)
+    assert (fragments.triangle_index == 0).all()
+    row, column = torch.meshgrid(*(torch.arange(n) for n in size), indexing="ij")
+    u, v = fragments.barycentric[0].unbind(-1)
+    assert torch.allclose(v, (column + 0.5) / size[1] / 2, atol=1e-5)
+    assert torch.allclose(1 - u - v, (row + 0.5) / size[0] / 2, atol=1e-5)
+    with pytest.raises(ValueError, match="at most 32767"):
+        rasterize(clip, ONE, (32768, 1))
+
+
+def test_awkward_input_is_refused_or_taken():
+    clip, triangles = sphere(12, 8)
+    wanted = rasterize(clip, triangles, (30, 30)).triangle_index
+    for kind in (torch.int8, torch.int16, torch.int32):
+        assert torch.equal(rasterize(clip, triangles.to(kind), (30, 30)).triangle_index, wanted)
+    strided = clip.mT.contiguous().mT
+    assert not strided.is_contiguous()
+    assert torch.equal(
+        rasterize(strided, triangles.T.contiguous().T, (30, 30)).triangle_index, wanted
+    )
+    double = rasterize(clip.double(), triangles, (30, 30))
+    assert double.barycentric.dtype == double.depth.dtype == torch.float64
+    assert torch.equal(double.triangle_index, wanted)
+    for kind in (torch.float16, torch.bfloat16):
+        with pytest.raises(TypeError, match="too coarse"):
+            rasterize(clip.to(kind), triangles, (30, 30))
+    elsewhere = torch.device("meta")
+    with pytest.raises(ValueError, match="triangles are on meta, other tensors on cpu"):
+        rasterize(clip, triangles.to(elsewhere), (30, 30))
+    with pytest.raises(ValueError, match="subpixel=8"):
+        rasterize(clip, triangles, (30, 30), subpixel=8)
+
+
+def test_wrong_shapes_and_types_are_refused_where_nobody_checks_annotations():
+    # outside the tests jaxtyping does not stop them
+    unchecked = inspect.unwrap(rasterize)
+    clip, triangles = sphere(12, 8)
+    with pytest.raises(ValueError, match=r"\(b, n, 4\) is wanted"):
+        unchecked(clip[..., :3], triangles, (8, 8))
+    with pytest.raises(TypeError, match="int64"):
+        unchecked(clip.long(), triangles, (8, 8))
+    for bad in (triangles.float(), triangles > 1):
+        with pytest.raises(TypeError, match="hold vertex indices"):
+            inspect.unwrap(topology)(bad)
+    with pytest.raises(ValueError, match=r"\(t, 3\) is wanted"):
+        inspect.unwrap(topology)(triangles[:, :2])
+    fragments = rasterize(clip, triangles, (8, 8))
+    with pytest.raises(ValueError, match="do not fit"):
+        inspect.unwrap(antialias)(torch.zeros(2, 8, 9, 1), fragments, clip, triangles)
 
 
 def test_changed_triangles_are_noticed():
@@ -287,37 +284,6 @@ def test_changed_triangles_are_noticed():
     triangles[0, 2] = 7
     with pytest.raises(IndexError, match="to 7"):
         rasterize(TRIANGLE, triangles, (4, 4))
-
-
-def naive_interpolate(attributes, fragments, triangles):
-    attributes = attributes.expand(len(fragments.depth), -1, -1)
-    weights = fragments.barycentric
-    weights = torch.cat([weights, 1 - weights.sum(-1, keepdim=True)], -1)
-    image = torch.arange(len(attributes))[:, None, None, None]
-    corners = attributes[image, triangles[fragments.triangle_index.clamp(min=0)]]
-    covered = fragments.triangle_index >= 0
-    return (weights[..., None] * corners).sum(-2) * covered[..., None]
-
-
-@pytest.mark.parametrize("shared", [False, True])
-def test_interpolate_equals_plain_torch(shared):
-    clip, triangles = sphere()
-    drawn = rasterize(clip, triangles, (40, 44))
-    attributes = torch.randn(1 if shared else 2, clip.shape[1], 5)
-    weight = torch.randn(2, 40, 44, 5)
-    gradients = []
-    for function in (interpolate, naive_interpolate):
-        values = attributes.clone().requires_grad_()
-        barycentric = drawn.barycentric.clone().requires_grad_()
-        fragments = Fragments(barycentric, drawn.depth, drawn.triangle_index)
-        result = function(values, fragments, triangles)
-        gradients.append(
-            (result, *torch.autograd.grad((result * weight).sum(), [values, barycentric]))
-        )
-    covered = (drawn.triangle_index >= 0)[..., None]
-    for i, (ours, theirs) in enumerate(zip(*gradients, strict=True)):
-        ours, theirs = (ours * covered, theirs * covered) if i == 2 else (ours, theirs)
-        assert torch.allclose(ours, theirs, atol=1e-5)
 
 
 def inner_triangles(dtype=torch.float64):
@@ -416,127 +382,3 @@ def test_half_precision_attributes_and_autocast():
         smooth = antialias(image.bfloat16(), fragments, TRIANGLE, ONE)
     assert image.dtype == smooth.dtype == torch.float32
     assert torch.equal(image[..., 0] > 0.99, fragments.triangle_index >= 0)
-
-
-def edge_at(position, size=(8, 10), axis=0):
-    """A big triangle whose upright (or level) edge is at a position in pixels."""
-    across = 2 * position / size[1 - axis] - 1
-    low, high = (torch.stack([across, across * 0 + y]) for y in (-40.0, 40.0))
-    left = torch.stack([across - 40, across * 0])
-    points = torch.stack([low, high, left])
-    points = points if axis == 0 else points.flip(-1)
-    return torch.cat([points, points.new_tensor([[0, 1.0]]).expand(3, 2)], -1)[None]
-
-
-@pytest.mark.parametrize("axis", [0, 1])
-@pytest.mark.parametrize("position", [4.7, 4.55, 5.0, 5.2, 5.45])
-def test_antialias_of_a_straight_edge(axis, position):
-    # what lies up to the edge is 0, beyond it 1; the image is blended to the covered area, which
-    # a box filter would give, too
-    size = (8, 10) if axis == 0 else (10, 8)
-    place = torch.tensor(position, dtype=torch.float32, requires_grad=True)
-    clip = edge_at(place, size, axis)
-    fragments = rasterize(clip, ONE, size)
-    image = (fragments.triangle_index < 0).float()[..., None]
-    smooth = antialias(image, fragments, clip, ONE)[0, :, :, 0]
-    line = (smooth if axis == 0 else smooth.T)[3]
-    wanted = (torch.arange(10) + 1 - position).clamp(0, 1)
-    assert torch.allclose(line, wanted, atol=1e-5)
-    gradient = torch.autograd.grad(line.sum(), place)[0]
-    assert gradient.item() == pytest.approx(-1, abs=1e-4)
-
-
-def test_antialias_leaves_inner_edges_alone():
-    clip, triangles = grid(5, 4, extent=1.5)
-    fragments = rasterize(clip, triangles, (20, 20))
-    image = torch.rand(1, 20, 20, 3)
-    assert torch.equal(antialias(image, fragments, clip, triangles), image)
-
-
-def test_antialias_of_disks_gives_their_area_and_the_gradient_of_their_size():
-    count, disks, size = 12, 24, (64, 64)
-    angle = torch.arange(count, dtype=torch.float32) / count * 2 * math.pi
-    triangles = torch.stack([torch.arange(count), (torch.arange(count) + 1) % count], -1)
-    triangles = torch.cat([triangles, torch.full((count, 1), count)], -1)
-    radius = torch.linspace(18, 22, disks).requires_grad_()
-    turn = angle + torch.linspace(0, 1, disks)[:, None]
-    rim = torch.stack([turn.cos(), turn.sin()], -1) * radius[:, None, None]
-    points = torch.cat([rim, torch.zeros(disks, 1, 2)], 1) / 32 + 0.01
-    clip = torch.cat([points, points.new_tensor([0, 1.0]).expand(disks, count + 1, 2)], -1)
-    fragments = rasterize(clip, triangles, size)
-    mask = (fragments.triangle_index >= 0).float()[..., None]
-    area = antialias(mask, fragments, clip, triangles).sum((1, 2, 3))
-    polygon = count / 2 * math.sin(2 * math.pi / count)  # area of the unit polygon
-    assert torch.allclose(area, polygon * radius.square(), rtol=0.01)
-    gradient = torch.autograd.grad(area.sum(), radius)[0]
-    # each counts whole rows and columns of pixels; on average that is right
-    assert (gradient / (2 * polygon * radius)).mean().item() == pytest.approx(1, abs=0.05)
-
-
-def test_antialias_finds_the_fold_of_a_closed_surface():
-    clip, triangles = sphere(columns=8, rows=6, batch=1)
-    fragments = rasterize(clip, triangles, (80, 80))
-    mask = (fragments.triangle_index >= 0).float()[..., None]
-    smooth = antialias(mask, fragments, clip, triangles)
-    changed = (smooth != mask)[0, :, :, 0]
-    covered = mask[0, :, :, 0] > 0
-    inner = -torch.nn.functional.max_pool2d(-mask[:, None, :, :, 0], 3, 1, 1)[0, 0] > 0
-    outer = torch.nn.functional.max_pool2d(mask[:, None, :, :, 0], 3, 1, 1)[0, 0] > 0
-    rim = outer & ~inner
-    assert not (changed & ~rim).any()
-    assert changed.sum() > 0.3 * (covered & rim).sum()
-
-
-def test_antialias_gradient_in_float64():
-    clip, triangles = inner_triangles()
-    fragments = rasterize(clip, triangles, (6, 7))
-    image = torch.randn(1, 6, 7, 2, dtype=torch.float64, requires_grad=True)
-    position = clip.clone().requires_grad_()
-
-    def smooth(picture, corners):
-        return antialias(picture, fragments, corners, triangles)
-
-    assert not torch.equal(smooth(image, position), image)
-    assert torch.autograd.gradcheck(smooth, (image, position), eps=1e-7)
-
-
-def test_opposite_vertices():
-    # two triangles share the edge 1-2; a third hangs on 2-3 together with a fourth and a fifth
-    triangles = torch.tensor([[0, 1, 2], [3, 2, 1], [2, 3, 4], [2, 3, 5]])
-    assert topology(triangles).opposite.tolist() == [
-        [3, -1, -1],
-        [0, -1, -1],
-        [-1, -1, -1],
-        [-1, -1, -1],
-    ]
-
-
-@needs_cuda
-@pytest.mark.cuda
-@pytest.mark.parametrize("make", [lambda: soup(1), sphere])
-def test_nvdiffrast_agrees(make):
-    clip, triangles = make()
-    slow = rasterize(clip, triangles, (64, 80), "reference")
-    fast = rasterize(clip.cuda(), triangles.cuda(), (64, 80), "nvdiffrast")
-    covered = slow.triangle_index >= 0
-    same = fast.triangle_index.cpu() == slow.triangle_index
-    assert (same & covered).sum() >= 0.9995 * covered.sum()
-    assert torch.allclose(fast.barycentric.cpu()[same], slow.barycentric[same], atol=1e-3)
-    assert torch.allclose(fast.depth.cpu()[same], slow.depth[same], atol=1e-4)
-
-
-@needs_cuda
-@pytest.mark.cuda
-def test_nvdiffrast_gradients_agree():
-    clip, triangles = sphere()
-    attributes = torch.randn(1, clip.shape[1], 3, generator=torch.Generator().manual_seed(0))
-    gradients = []
-    for device in ("cpu", "cuda"):
-        position = clip.to(device).requires_grad_()
-        values, corners = attributes.to(device).requires_grad_(), triangles.to(device)
-        fragments = rasterize(position, corners, (64, 64))
-        image = interpolate(values, fragments, corners)
-        antialias(image, fragments, position, corners).square().sum().backward()
-        gradients.append((position.grad.cpu(), values.grad.cpu()))
-    for ours, theirs in zip(*gradients, strict=True):
-        assert (ours - theirs).abs().mean() < 0.02 * ours.abs().mean()

@@ -8,10 +8,11 @@ import trimesh
 from core.camera import PerspectiveCamera, WeakPerspectiveCamera, frontal
 from core.contracts import Reconstruction
 from core.lighting import AMBIENT
-from core.render import draw, render, render_reconstruction
+from core.render import draw, irradiance, render, render_reconstruction
 from core.rotation import rotation_from_euler
 
 SIZE = 80
+PICTURES = ("mask", "depth", "normals", "uv", "triangle_index")
 
 
 def rotation(yaw=0.0, pitch=0.0, roll=0.0):
@@ -116,6 +117,54 @@ def test_light_from_the_images_left_lights_the_image_left_cheek_whatever_the_pos
         assert image[towards_left].min() > image[towards_right].max()
 
 
+def test_attributes_are_drawn_with_everything_else(face_model):
+    """uv given as attributes comes out as uv, whatever else is drawn."""
+    mean, uv = face_model.mean[None, None], face_model.uv
+    attributes = torch.cat([uv, 3 * uv[:, :1]], -1)[None, None].requires_grad_()
+    camera = weak(yaw=25.0)
+    surface = draw(mean, face_model.triangles, uv, camera, SIZE, attributes=attributes)
+    expected = torch.cat([surface.uv, 3 * surface.uv[..., :1]], -1).movedim(-1, -3)
+    torch.testing.assert_close(surface.attributes, expected)
+    plain = drawn(face_model, camera)
+    assert plain.attributes is None
+    assert torch.equal(surface.normals, plain.normals)
+    # the weights of each pixel sum to one
+    surface.attributes.sum().backward()
+    torch.testing.assert_close(attributes.grad.sum(), 3 * surface.mask.sum())
+
+
+def test_colours_of_vertices_are_a_reflectance(face_model):
+    """Reflectance as attributes equals the same as a UV map, where it is linear in uv."""
+    uv, mean = face_model.uv, face_model.mean[None, None]
+    ramp = (torch.arange(64) + 0.5) / 64
+    albedo = torch.stack(
+        [ramp.expand(64, 64), ramp[:, None].expand(64, 64), 0.3 + 0 * ramp.expand(64, 64)]
+    )
+    colours = torch.cat([uv, torch.full_like(uv[:, :1], 0.3)], -1)[None, None]
+    light = torch.randn(1, 1, 9, 3)
+    surface = draw(mean, face_model.triangles, uv, weak(yaw=10.0), SIZE, attributes=colours)
+    torch.testing.assert_close(
+        render(surface, None, light), render(surface, albedo[None, None], light), atol=1e-4, rtol=0
+    )
+
+
+def test_a_surface_without_reflectance_says_so(face_model):
+    surface = drawn(face_model, weak())
+    with pytest.raises(ValueError, match="0 attributes"):
+        render(surface, None, torch.zeros(1, 1, 9, 1))
+    two = torch.zeros(1, 1, len(face_model.mean), 2)
+    mean, triangles = face_model.mean[None, None], face_model.triangles
+    surface = draw(mean, triangles, face_model.uv, weak(), SIZE, attributes=two)
+    with pytest.raises(ValueError, match=r"2 attributes.*red, green and blue"):
+        render(surface, None, torch.zeros(1, 1, 9, 1))
+
+
+def test_irradiance_is_the_image_of_a_white_surface(face_model):
+    surface, light = drawn(face_model, weak(pitch=20.0)), torch.randn(1, 1, 9, 3)
+    white = torch.ones(1, 1, 3, 8, 8)
+    torch.testing.assert_close(irradiance(surface, light), render(surface, white, light))
+
+
 def test_images_are_not_clipped(face_model):
     surface = drawn(face_model, weak())
     light = torch.zeros(1, 1, 9, 1)
@@ -132,8 +181,8 @@ def test_views_are_drawn_independently(face_model):
     vertices = face_model.mean.expand(1, 2, -1, -1)
     both = draw(vertices, face_model.triangles, face_model.uv, both, SIZE)
     alone = drawn(face_model, camera)
-    for name, picture in vars(alone).items():
-        torch.testing.assert_close(vars(both)[name][:, 1:], picture)
+    for name in PICTURES:
+        torch.testing.assert_close(getattr(both, name)[:, 1:], getattr(alone, name))
 
 
 def test_size_is_height_then_width(face_model):
@@ -147,8 +196,8 @@ def test_geometry_is_float32_under_autocast(face_model):
     expected = drawn(face_model, camera)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         found = drawn(face_model, camera)
-    for name, picture in vars(expected).items():
-        assert torch.equal(vars(found)[name], picture), name
+    for name in PICTURES:
+        assert torch.equal(getattr(found, name), getattr(expected, name)), name
 
 
 def test_gradients_reach_vertices_camera_albedo_and_light(face_model):

@@ -1,5 +1,6 @@
 """The CPU backend: numba kernels, the same result for any number of threads."""
 
+import threading
 from typing import Any
 
 import numpy as np
@@ -12,21 +13,43 @@ from core.rasterize import kernels
 from core.rasterize.fragments import Fragments
 from core.rasterize.threads import over_images
 
+LARGEST_KEPT = 2**26  # bytes of work space that a thread keeps between calls
+
+
+def rasterize(
+    clip: Float[Tensor, "b n 4"],
+    triangles: Int[Tensor, "t 3"],
+    size: tuple[int, int],
+    subpixel: int | None = 16,
+) -> Fragments:
+    """``core.rasterize.rasterize`` of float32 or float64 CPU tensors; triangles int32, in range."""
+    if max(size) > kernels.LARGEST:
+        raise ValueError(
+            f"cannot rasterize an image of size {size[0]} x {size[1]} on the CPU; a side has at "
+            f"most {kernels.LARGEST} pixels. Draw it in parts"
+        )
+    return Fragments(*_Rasterize.apply(clip, triangles, size, subpixel is not None))
+
 
 class _Rasterize(torch.autograd.Function):
     """Clip positions to barycentrics, depth and triangle indices."""
 
     @staticmethod
     def forward(
-        ctx: Any, clip: Tensor, triangles: Tensor, size: tuple[int, int]
+        ctx: Any, clip: Tensor, triangles: Tensor, size: tuple[int, int], snap: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
         clip = clip.contiguous()
         shape = (len(clip), *size)
         barycentric = clip.new_empty(*shape, 2)
         depth = clip.new_empty(shape)
         index = torch.empty(shape, dtype=torch.int64)
-        over_images(kernels.draw, len(clip), *_arrays(clip, triangles, barycentric, depth, index))
+        inputs = (_flat(clip), triangles.flatten(), size[1], size[0])
+        outputs = (_flat(barycentric), _flat(depth), _flat(index))
+        over_images(_draw if snap else _draw_exactly, len(clip), *inputs, *outputs)
         ctx.save_for_backward(clip, triangles, index)
+        ctx.smallest = (
+            1 / 512 if snap else 0.0
+        )  # half a step squared; snapped to more, it was drawn
         ctx.mark_non_differentiable(depth, index)
         return barycentric, depth, index
 
@@ -34,77 +57,52 @@ class _Rasterize(torch.autograd.Function):
     @once_differentiable
     def backward(
         ctx: Any, grad_barycentric: Tensor, *_: Tensor | None
-    ) -> tuple[Tensor, None, None]:
+    ) -> tuple[Tensor, None, None, None]:
         clip, triangles, index = ctx.saved_tensors
         grad_clip = torch.zeros_like(clip)
-        grad = grad_barycentric.contiguous()
+        height, width = index.shape[1:]
         over_images(
-            kernels.draw_backward, len(clip), *_arrays(clip, triangles, index, grad, grad_clip)
+            kernels.draw_backward,
+            len(clip),
+            _flat(clip),
+            triangles.flatten(),
+            width,
+            height,
+            ctx.smallest,
+            _flat(index),
+            _flat(grad_barycentric.contiguous()),
+            _flat(grad_clip),
         )
-        return grad_clip, None, None
+        return grad_clip, None, None, None
 
 
-class _Interpolate(torch.autograd.Function):
-    """Attributes of vertices and barycentrics to attributes of pixels."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, attributes: Tensor, barycentric: Tensor, index: Tensor, triangles: Tensor
-    ) -> Tensor:
-        tensors = (attributes.contiguous(), triangles, barycentric.contiguous(), index.contiguous())
-        output = attributes.new_empty(*index.shape, attributes.shape[-1])
-        unknown = over_images(kernels.interpolate, len(index), *_arrays(*tensors, output))
-        if unknown:
-            raise IndexError(
-                f"the fragments name triangles beyond the {len(triangles)} given, at {unknown} "
-                "pixels; pass the triangles that were rasterized"
-            )
-        ctx.save_for_backward(*tensors)
-        return output
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
-        attributes, _, barycentric, index = ctx.saved_tensors
-        wants_attributes, wants_barycentric = ctx.needs_input_grad[:2]
-        nothing = attributes.new_empty(0)
-        grad_attributes = (
-            torch.zeros_like(attributes) if wants_attributes else nothing.view(0, 1, 1)
-        )
-        grad_barycentric = (
-            torch.empty_like(barycentric) if wants_barycentric else nothing.view(0, 1, 1, 1)
-        )
-        # attributes shared by all images are summed in the images' order, by one thread
-        one_thread = wants_attributes and len(attributes) == 1
-        over_images(
-            kernels.interpolate_backward,
-            len(index),
-            *_arrays(*ctx.saved_tensors, grad.contiguous(), grad_attributes, grad_barycentric),
-            threads=1 if one_thread else 0,
-        )
-        return (
-            grad_attributes if wants_attributes else None,
-            grad_barycentric if wants_barycentric else None,
-            None,
-            None,
-        )
+def _flat(tensor: Tensor) -> Tensor:
+    """One row per image, without copying."""
+    return tensor.view(len(tensor), tensor[:1].numel() if len(tensor) else 0)
 
 
-def _arrays(*tensors: Tensor) -> list[np.ndarray]:
-    """The tensors as the kernels see them."""
-    return [tensor.detach().numpy() for tensor in tensors]
+def _draw(first: int, last: int, clip: np.ndarray, *arguments: Any) -> int:
+    """``kernels.draw`` with this thread's work space."""
+    space = _space(clip, arguments[1], arguments[2], True)
+    return kernels.draw(first, last, clip, *arguments, space)
 
 
-def rasterize(
-    clip: Float[Tensor, "b n 4"], triangles: Int[Tensor, "t 3"], size: tuple[int, int]
-) -> Fragments:
-    """``core.rasterize.rasterize`` of float32 or float64 CPU tensors; triangles int32, in range."""
-    return Fragments(*_Rasterize.apply(clip, triangles, size))
+def _draw_exactly(first: int, last: int, clip: np.ndarray, *arguments: Any) -> int:
+    """``kernels.draw_exactly`` with this thread's work space."""
+    space = _space(clip, arguments[1], arguments[2], False)
+    return kernels.draw_exactly(first, last, clip, *arguments, space)
 
 
-def interpolate(
-    attributes: Float[Tensor, "_ n c"], fragments: Fragments, triangles: Int[Tensor, "t 3"]
-) -> Float[Tensor, "b h w c"]:
-    """``core.rasterize.interpolate`` of CPU tensors of one dtype; triangles int32, in range."""
-    barycentric, index = fragments.barycentric, fragments.triangle_index
-    return _Interpolate.apply(attributes, barycentric, index, triangles)
+_kept = threading.local()
+
+
+def _space(clip: np.ndarray, width: int, height: int, snap: bool) -> kernels.Space:
+    """Work space; that of the thread's last call, if it fits: fresh memory costs as much as use."""
+    key = (clip.shape[1] // 4, width, height, snap, clip.dtype)
+    if getattr(_kept, "key", None) == key:
+        return _kept.space
+    _kept.key = _kept.space = None
+    space = kernels.Space.new(*key)
+    if space.buffer.nbytes + space.point.nbytes <= LARGEST_KEPT:
+        _kept.key, _kept.space = key, space
+    return space

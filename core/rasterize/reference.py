@@ -7,14 +7,14 @@ from torch import Tensor
 
 from core.rasterize.fragments import Fragments
 
-SUBPIXELS = 16
+GUARD_BAND = 2.0**18 - 1  # pixels from the image's centre
 
 
 def rasterize(
     clip: Float[Tensor, "b n 4"],
     triangles: Int[Tensor, "t 3"],
     size: tuple[int, int],
-    subpixels: int | None = SUBPIXELS,
+    subpixel: int | None = 16,
 ) -> Fragments:
     """``core.rasterize.rasterize`` of CPU tensors, every triangle against every pixel.
 
@@ -22,46 +22,65 @@ def rasterize(
         clip: float32 or float64; the result has its dtype.
         triangles: in range.
         size: height, width.
-        subpixels: vertices are snapped to so many steps per pixel, None = not at all.
+        subpixel: vertices are snapped to so many steps per pixel, None = not at all.
     """
     corners = triangles.long()
     images = clip.detach().double().numpy()
-    drawn = [_draw(positions, corners.numpy(), size, subpixels) for positions in images]
+    drawn = [_draw(positions, corners.numpy(), size, subpixel) for positions in images]
     index = torch.from_numpy(np.stack(drawn)) if drawn else torch.empty(0, *size, dtype=torch.int64)
-    u, v, depth = _shade(clip.double(), corners, index)
+    u, v, depth = shade(clip.double(), corners, index)
     barycentric = torch.stack([u, v], -1)
     return Fragments(barycentric.to(clip.dtype), depth.detach().to(clip.dtype), index)
 
 
 def _draw(
-    clip: np.ndarray, triangles: np.ndarray, size: tuple[int, int], subpixels: int | None
+    clip: np.ndarray, triangles: np.ndarray, size: tuple[int, int], subpixel: int | None
 ) -> np.ndarray:
     """The index of the visible triangle of each pixel of one image, -1 = background."""
     index, nearest = np.full(size, -1), np.full(size, np.inf)
     for triangle, corners in enumerate(triangles):
-        position = clip[corners]
-        if not np.isfinite(position).all():
-            continue
-        if (position[:, 3] > 0).all():
-            inside, z = _cover(position, size, subpixels)
-        else:
-            inside, z = _cover_homogeneous(position, size)
-        with np.errstate(invalid="ignore"):
-            visible = inside & (abs(z) <= 1) & (z <= nearest)
-        index[visible], nearest[visible] = triangle, z[visible]
+        for part in _cut(clip[corners], size):
+            inside, z = _cover(part, size, subpixel)
+            visible = inside & (z <= nearest)
+            index[visible], nearest[visible] = triangle, z[visible]
     return index
 
 
+def _cut(polygon: np.ndarray, size: tuple[int, int]) -> list[np.ndarray]:
+    """The part of a triangle between near and far plane and not very far out, as triangles."""
+    if not np.isfinite(polygon).all():
+        return []
+    band_y, band_x = (2 * GUARD_BAND / side for side in size)
+    planes = [[1, 0, 0, band_x], [-1, 0, 0, band_x], [0, 1, 0, band_y], [0, -1, 0, band_y]]
+    for plane in [*planes, [0, 0, 1, 1], [0, 0, -1, 1]]:  # x >= -band_x w ... z <= w
+        kept = []
+        distance = polygon @ plane
+        for corner in range(len(polygon)):
+            following = (corner + 1) % len(polygon)
+            (a, b), (p, q) = polygon[[corner, following]], distance[[corner, following]]
+            if p >= 0:
+                kept.append(a)
+            if p >= 0 > q:  # from the inner end, whichever triangle of a shared edge asks
+                kept.append(a + (b - a) * (p / (p - q)))
+            if q >= 0 > p:
+                kept.append(b + (a - b) * (q / (q - p)))
+        polygon = np.array(kept).reshape(-1, 4)
+    if (polygon[:, 3] <= 0).any():  # x = y = z = w = 0
+        return []
+    return [polygon[[0, corner, corner + 1]] for corner in range(1, len(polygon) - 1)]
+
+
 def _cover(
-    position: np.ndarray, size: tuple[int, int], subpixels: int | None
+    position: np.ndarray, size: tuple[int, int], subpixel: int | None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Which pixel centres lie inside a triangle in front of the camera, and its depth there."""
     height, width = size
-    steps = subpixels or 1
-    points = position[:, :2] / position[:, 3:] * np.array([width, height]) / 2 * steps
-    if subpixels:
+    steps = subpixel or 1
+    inverse = 1 / position[:, 3:]
+    points = position[:, :2] * inverse * (np.array([width, height]) / 2 * steps)
+    if subpixel:
         points = np.rint(points)
-    z = position[:, 2] / position[:, 3]
+    z = (position[:, 2:3] * inverse)[:, 0].clip(-1, 1)
     x = (np.arange(width) + 0.5 - width / 2)[None, :] * steps
     y = (np.arange(height) + 0.5 - height / 2)[:, None] * steps
     (x0, y0), (x1, y1), (x2, y2) = points
@@ -71,32 +90,16 @@ def _cover(
         (xa, ya), (xb, yb) = points[corner - 2], points[corner - 1]  # the edge across the corner
         if area < 0:
             xa, ya, xb, yb = xb, yb, xa, ya
-        edge = (xb - xa) * (y - ya) - (yb - ya) * (x - xa)
+        # from the upper end, whichever triangle asks: the neighbour gets the exact opposite
+        yo, xo = min((ya, xa), (yb, xb))
+        edge = (xb - xa) * (y - yo) - (yb - ya) * (x - xo)
         owns = yb < ya or (yb == ya and xb > xa)
         inside &= edge >= 0 if owns else edge > 0
         depth += edge / (abs(area) or 1) * z[corner]
     return inside, depth
 
 
-def _cover_homogeneous(
-    position: np.ndarray, size: tuple[int, int]
-) -> tuple[np.ndarray, np.ndarray]:
-    """The same, not snapped, for a triangle of which a part may be behind the camera."""
-    height, width = size
-    x = ((np.arange(width) + 0.5) / width * 2 - 1)[None, :, None]
-    y = ((np.arange(height) + 0.5) / height * 2 - 1)[:, None, None]
-    px, py = position[:, 0] - x * position[:, 3], position[:, 1] - y * position[:, 3]
-    px, py = np.broadcast_arrays(px, py)
-    following, last = [1, 2, 0], [2, 0, 1]
-    areas = px[..., following] * py[..., last] - px[..., last] * py[..., following]
-    with np.errstate(divide="ignore", invalid="ignore"):
-        weights = areas / areas.sum(-1, keepdims=True)
-        w = weights @ position[:, 3]
-        z = weights @ position[:, 2] / w
-        return (weights >= 0).all(-1) & (w > 0), z
-
-
-def _shade(
+def shade(
     clip: Float[Tensor, "b n 4"], triangles: Int[Tensor, "t 3"], index: Int[Tensor, "b h w"]
 ) -> tuple[Tensor, Tensor, Tensor]:
     """u, v and z / w from the unsnapped positions; plain torch, so that autograd differentiates it.

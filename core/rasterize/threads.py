@@ -7,6 +7,7 @@ from functools import cache
 from itertools import pairwise
 
 import torch
+from torch import Tensor
 
 
 def over_images(
@@ -22,9 +23,12 @@ def over_images(
     Args:
         kernel: compiled with ``nogil=True``.
         count: number of images.
-        arguments: handed on.
+        arguments: handed on, tensors as NumPy arrays.
         threads: at most so many; 0 = as many as ``torch.get_num_threads()`` says.
     """
+    arguments = tuple(
+        each.detach().numpy() if isinstance(each, Tensor) else each for each in arguments
+    )
     threads = max(1, min(threads or torch.get_num_threads(), count))
     bounds = [count * i // threads for i in range(threads + 1)]
     if threads == 1:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from core.face_models.model import FaceModel
 from core.image import sample
-from core.mesh import vertex_normals
+from core.normals import vertex_normals
 from core.rasterize import rasterize
 
 SHADOW_MAP = 192  # pixels

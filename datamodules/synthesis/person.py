@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from core.face_models.model import FaceModel
-from core.mesh import vertex_normals
+from core.normals import vertex_normals
 from core.uv import UVGrid, bake, sample_vertices, uv_grid
 from datamodules.synthesis.lamp import open_sky
 from datamodules.synthesis.noise import blurred_noise, generator, smooth_field, smoothstep

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from core.camera import PerspectiveCamera
 from core.image import sample
-from core.mesh import vertex_normals
+from core.normals import vertex_normals
 from core.rasterize import rasterize
 from core.rotation import euler_from_rotation, rotation_from_euler
 from datamodules.synthesis.illumination import Illumination

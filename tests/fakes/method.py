@@ -41,6 +41,7 @@ class FakeMethod(FaceMethod):
         dropout: probability.
         nan_from: step from which on the loss is NaN; -1 = never.
         nan_steps: for how many steps.
+        late_from: step from which on the last part, an offset of all landmarks, learns.
         weights: of the terms.
     """
 
@@ -51,12 +52,14 @@ class FakeMethod(FaceMethod):
         dropout: float = 0.3,
         nan_from: int = -1,
         nan_steps: int = 0,
+        late_from: int = 0,
         weights: Weights = Weights(),
     ) -> None:
         super().__init__()
         self.lr, self.image_size, self.weights = lr, image_size, weights
         self.nan_range = range(nan_from, nan_from + nan_steps)
-        self.calls = 0
+        self.calls, self.late_from = 0, late_from
+        self.offset = nn.Parameter(torch.zeros(2))
         self.net = nn.Sequential(
             nn.Flatten(),
             nn.BatchNorm1d(3 * image_size**2),
@@ -67,6 +70,8 @@ class FakeMethod(FaceMethod):
     def forward(self, images: Tensor) -> Reconstruction:
         b, v, _, _, width = images.shape
         numbers = self.net(images.flatten(0, 1)).unflatten(0, (b, v)).unflatten(-1, (68, 2))
+        late = self.training and self.global_step < self.late_from
+        numbers = numbers + (self.offset.detach() if late else self.offset)
         vertices = torch.cat([numbers, torch.zeros_like(numbers[..., :1])], -1)
         camera = WeakPerspectiveCamera(
             rotation=frontal(images).expand(b, v, 3, 3),

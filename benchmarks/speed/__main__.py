@@ -1,0 +1,132 @@
+"""The command line: ``python -m benchmarks.speed render|step|data|gpu``."""
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+
+from benchmarks.speed import gpu, meshes, reading, report, stages, training
+from benchmarks.speed.timing import Timing, measure
+from core.errors import MonofaceError
+
+EMBEDDED = Path("data/synthetic")
+
+
+def parser() -> argparse.ArgumentParser:
+    """All options."""
+    from benchmarks.speed import __doc__ as text
+
+    whole = argparse.ArgumentParser(
+        prog="python -m benchmarks.speed",
+        description=text,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parts = whole.add_subparsers(dest="command", required=True)
+    counts = sorted({1, report.cores()})
+    found = {}
+    for name, help_ in [
+        ("render", "the stages of rendering"),
+        ("step", "training steps"),
+        ("data", "the reader"),
+        ("gpu", "tests and figures of the GPU, into benchmarks/speed/results"),
+    ]:
+        found[name] = parts.add_parser(name, help=help_)
+    for name, part in found.items():
+        part.add_argument("--rounds", type=_positive, default=15, help="samples of each")
+        part.add_argument("--wait-quiet", action="store_true", help="until others leave the cores")
+        if name != "gpu":
+            part.add_argument("--json", type=Path, help="also write this file")
+    render, step, data = found["render"], found["step"], found["data"]
+    render.add_argument("--mesh", nargs="+", default=["coarse", "dense"], help="or a .npz")
+    render.add_argument("--size", type=_positive, nargs="+", default=[112, 224])
+    render.add_argument("--batch", type=_positive, nargs="+", default=[16])
+    render.add_argument("--backend", nargs="+", choices=stages.BACKENDS, default=stages.BACKENDS)
+    render.add_argument("--stage", nargs="+", choices=stages.STAGES, default=stages.STAGES)
+    known = [*training.methods(), *training.NETWORKS]
+    step.add_argument("--what", nargs="+", choices=known, default=known)
+    step.add_argument("--mesh", default="dense", help="of the networks that are no method")
+    step.add_argument(
+        "--precision", nargs="+", choices=training.PRECISIONS, default=training.PRECISIONS
+    )
+    step.add_argument("--device", choices=["cpu", "cuda"], default=_device())
+    for part, default in ((render, counts), (step, counts[-1:])):
+        part.add_argument("--threads", type=_positive, nargs="+", default=default)
+    data.add_argument("--root", type=Path, help="a tree of frames; default: the embedded set")
+    data.add_argument("--size", type=_positive, default=224)
+    data.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2])
+    return whole
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise ValueError
+    return number
+
+
+def _device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def render(given: argparse.Namespace) -> dict[str, Timing]:
+    """Each mesh, size and batch in turn; what belongs together is measured together."""
+    timings: dict[str, Timing] = {}
+    for mesh in map(meshes.load, given.mesh):
+        for size in given.size:
+            for batch in given.batch:
+                rows = stages.candidates(
+                    mesh, size, batch, given.threads, list(given.backend), list(given.stage)
+                )
+                new = [row for row in rows if row.key not in timings]
+                timings |= measure(new, given.rounds, given.wait_quiet)
+    return timings
+
+
+def step(given: argparse.Namespace) -> dict[str, Timing]:
+    """Each method and network in turn, with the shares that are not its networks."""
+    timings: dict[str, Timing] = {}
+    mesh = meshes.load(given.mesh)
+    device = torch.device(given.device)
+    for what in given.what:
+        rows = training.candidates(what, mesh, list(given.precision), given.threads, device)
+        timings |= measure(rows, given.rounds, given.wait_quiet)
+    return timings
+
+
+def data(given: argparse.Namespace) -> dict[str, Timing]:
+    """The given tree, the embedded set if it was made, or a small one."""
+    with tempfile.TemporaryDirectory() as folder:
+        root = given.root or (
+            EMBEDDED if EMBEDDED.is_dir() else reading.made(Path(folder) / "small")
+        )
+        rows = reading.candidates(root, given.size, 4, 4, given.workers)
+        return measure(rows, given.rounds, given.wait_quiet)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Measure, print, write."""
+    given = parser().parse_args(arguments)
+    try:
+        if given.command == "gpu":
+            return gpu.run(given.rounds, given.wait_quiet)
+        timings = {"render": render, "step": step, "data": data}[given.command](given)
+    except MonofaceError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    print(report.heading(report.about()))
+    print(report.table(timings))
+    for key, share in training.shares({k: t.median for k, t in timings.items()}).items():
+        print(f"{key}: {100 * share:.1f} % of it is neither networks nor optimizer")
+    if given.command == "data":
+        for key, timing in timings.items():
+            print(f"{key}: {1000 / timing.median:.0f} frames/s")
+    if given.json:
+        report.save(given.json, timings)
+        print(f"written to {given.json}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

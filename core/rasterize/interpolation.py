@@ -1,0 +1,139 @@
+# ruff: noqa: ANN001, ANN202 - numba compiles the kernels for the types they are called with
+"""Attributes of vertices at the pixels, on the CPU: numba kernels with their gradients."""
+
+from typing import Any, no_type_check
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from core.rasterize.fragments import Fragments
+from core.rasterize.kernels import kernel
+from core.rasterize.threads import over_images
+
+
+def interpolate(
+    attributes: Float[Tensor, "_ n c"], fragments: Fragments, triangles: Int[Tensor, "t 3"]
+) -> Float[Tensor, "b h w c"]:
+    """``core.rasterize.interpolate`` of CPU tensors of one dtype; triangles int32, in range."""
+    barycentric, index = fragments.barycentric, fragments.triangle_index
+    return _Interpolate.apply(attributes, barycentric, index, triangles)
+
+
+class _Interpolate(torch.autograd.Function):
+    """Attributes of vertices and barycentrics to attributes of pixels."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, attributes: Tensor, barycentric: Tensor, index: Tensor, triangles: Tensor
+    ) -> Tensor:
+        tensors = (attributes.contiguous(), triangles, _flat(barycentric), _flat(index))
+        output = attributes.new_empty(*index.shape, attributes.shape[-1])
+        unknown = over_images(_forward, len(index), *tensors, _flat(output))
+        if unknown:
+            raise IndexError(
+                f"the fragments name triangles beyond the {len(triangles)} given, at {unknown} "
+                "pixels; pass the triangles that were rasterized"
+            )
+        ctx.save_for_backward(*tensors)
+        return output
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+        attributes, _, barycentric, index = ctx.saved_tensors
+        wants_attributes, wants_barycentric = ctx.needs_input_grad[:2]
+        # the kernel leaves out the gradient that has no images
+        grad_attributes = torch.zeros_like(attributes if wants_attributes else attributes[:0])
+        grad_barycentric = torch.empty_like(barycentric if wants_barycentric else barycentric[:0])
+        # attributes shared by all images are summed in the images' order, by one thread
+        one_thread = wants_attributes and len(attributes) == 1
+        over_images(
+            _backward,
+            len(index),
+            *ctx.saved_tensors,
+            _flat(grad),
+            grad_attributes,
+            grad_barycentric,
+            threads=1 if one_thread else 0,
+        )
+        return (
+            grad_attributes if wants_attributes else None,
+            grad_barycentric.view(*grad.shape[:-1], 2) if wants_barycentric else None,
+            None,
+            None,
+        )
+
+
+def _flat(pictures: Tensor) -> Tensor:
+    """The pixels of each image in one row, without a gap."""
+    return pictures.contiguous().flatten(1, 2)
+
+
+@kernel
+@no_type_check
+def _forward(first, last, attributes, triangles, barycentric, index, output):
+    """Write the attributes at the pixels of the images; count the pixels of unknown triangles."""
+    unknown = 0
+    shared, one = attributes.shape[0] == 1, barycentric.dtype.type(1)
+    for image in range(first, last):
+        values = attributes[0 if shared else image]
+        output[image] = 0
+        for pixel in range(index.shape[1]):
+            triangle = index[image, pixel]
+            if triangle < 0:
+                continue
+            if triangle >= triangles.shape[0]:
+                unknown += 1
+                continue
+            u, v = barycentric[image, pixel, 0], barycentric[image, pixel, 1]
+            t = one - u - v
+            a = np.uint64(triangles[np.uint64(triangle), 0])
+            b = np.uint64(triangles[np.uint64(triangle), 1])
+            c = np.uint64(triangles[np.uint64(triangle), 2])
+            for channel in range(output.shape[2]):
+                output[image, pixel, channel] = (
+                    u * values[a, channel] + v * values[b, channel] + t * values[c, channel]
+                )
+    return unknown
+
+
+@kernel
+@no_type_check
+def _backward(
+    first, last, attributes, triangles, barycentric, index, grad, grad_attributes, grad_barycentric
+):
+    """Add to grad_attributes, write grad_barycentric; one that has no images is left out."""
+    shared, one = attributes.shape[0] == 1, barycentric.dtype.type(1)
+    wants_attributes, wants_barycentric = len(grad_attributes) > 0, len(grad_barycentric) > 0
+    for image in range(first, last):
+        source = 0 if shared else image
+        values = attributes[source]
+        if wants_barycentric:
+            grad_barycentric[image] = 0
+        for pixel in range(index.shape[1]):
+            triangle = index[image, pixel]
+            if triangle < 0:
+                continue
+            a = np.uint64(triangles[np.uint64(triangle), 0])
+            b = np.uint64(triangles[np.uint64(triangle), 1])
+            c = np.uint64(triangles[np.uint64(triangle), 2])
+            if wants_attributes:
+                u, v = barycentric[image, pixel, 0], barycentric[image, pixel, 1]
+                t = one - u - v
+                for channel in range(grad.shape[2]):
+                    incoming = grad[image, pixel, channel]
+                    grad_attributes[source, a, channel] += u * incoming
+                    grad_attributes[source, b, channel] += v * incoming
+                    grad_attributes[source, c, channel] += t * incoming
+            if wants_barycentric:
+                grad_u = grad_v = one - one
+                for channel in range(grad.shape[2]):
+                    incoming, last_value = grad[image, pixel, channel], values[c, channel]
+                    grad_u += incoming * (values[a, channel] - last_value)
+                    grad_v += incoming * (values[b, channel] - last_value)
+                grad_barycentric[image, pixel, 0] = grad_u
+                grad_barycentric[image, pixel, 1] = grad_v
+    return 0
