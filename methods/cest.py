@@ -184,8 +184,9 @@ class CEST(FaceMethod):
         lr: learning rate of Adam.
         landmark_steps: for so many steps viewpoint and shape learn from the landmarks alone,
             several times as fast; 0 = everything from the start, as in the paper.
-        anneal_steps: let the learning rate fall to 0 along a cosine over so many steps, after 50 in
-            which it rises; None = constant, as in the paper.
+        anneal_steps: let the learning rate fall to 0 along a cosine until this step, after 50 in
+            which it rises; that of reflectance and light begins with their own first step. None =
+            constant, as in the paper.
         backend: of the rasterizer.
 
     Raises:
@@ -407,8 +408,18 @@ class CEST(FaceMethod):
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Adam, 1e-3 in the paper (Sec. 4.1)."""
-        optimizer = Adam(self.parameters(), lr=self.lr)
-        scheduler = LambdaLR(optimizer, lambda step: annealed(step, self.anneal_steps))
+        geometry = [*self.f_viewpoint.parameters(), *self.f_shape.parameters()]
+        appearance = [*self.f_reflectance.parameters(), *self.f_light.parameters()]
+        groups = [{"params": geometry}, {"params": appearance}]
+        optimizer = Adam(groups, lr=self.lr, fused=True)
+        until, start = self.anneal_steps, self.landmark_steps
+        scheduler = LambdaLR(
+            optimizer,
+            [
+                lambda step: annealed(step, until),
+                lambda step: annealed(step - start, until and until - start),
+            ],
+        )
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
@@ -417,9 +428,9 @@ class CEST(FaceMethod):
 
 def annealed(step: int, steps: int | None, rise: int = 50) -> float:
     """The factor of the learning rate: 1, or a linear rise and a cosine fall to 0 at ``steps``."""
-    if steps is None:
+    if steps is None or step < 0:
         return 1.0
-    fall = (1 + math.cos(math.pi * min(1.0, step / steps))) / 2
+    fall = (1 + math.cos(math.pi * min(1.0, step / max(1, steps)))) / 2
     return min(1.0, (step + 1) / rise) * fall
 
 

@@ -471,6 +471,24 @@ def test_bfloat16_gradients_do_not_depend_on_what_was_in_memory(make, face_model
     assert torch.nn.functional.cosine_similarity(first[name], exact[name], dim=0) > 0.9
 
 
+def test_reflectance_and_light_begin_at_the_full_learning_rate(make):
+    method = make(landmark_steps=600, anneal_steps=1000, lr=1e-3)
+    made = method.configure_optimizers()
+    optimizer, scheduler = made["optimizer"], made["lr_scheduler"]["scheduler"]
+    rates = []
+    for _ in range(1001):
+        rates.append([group["lr"] for group in optimizer.param_groups])
+        optimizer.step()
+        scheduler.step()
+    geometry, appearance = np.array(rates).T
+    assert geometry[500] == pytest.approx(5e-4)
+    assert appearance[800] == pytest.approx(5e-4)
+    assert appearance[601:651].argmax() > 40 and appearance[650] > 0.95e-3  # it rises first
+    assert geometry[1000] == appearance[1000] == 0
+    counts = [sum(p.numel() for p in group["params"]) for group in optimizer.param_groups]
+    assert sum(counts) == sum(p.numel() for p in method.parameters())
+
+
 def test_expression_coefficients_are_standard_deviations(tmp_path):
     arrays = face_model_arrays()
     arrays["expression_std"] = np.linspace(0.1, 0.5, 5).astype(np.float32)

@@ -187,11 +187,11 @@ class FaceModel(nn.Module):
         self, identity: Float[Tensor, "*b ki"], expression: Float[Tensor, "*b ke"]
     ) -> Float[Tensor, "*b 68 3"]:
         """``landmarks(shape(identity, expression))`` without the other vertices."""
-        bases = torch.cat([self.identity_basis, self.expression_basis])
-        mean, bases = self.landmarks(self.mean), self.landmarks(bases)
+        bases = [self.landmarks(basis) for basis in (self.identity_basis, self.expression_basis)]
+        mean = self.landmarks(self.mean)
         with without_autocast(identity):
             numbers = at_least_float32(torch.cat([identity, expression], -1))
-            return mean + (numbers @ bases.flatten(1)).unflatten(-1, mean.shape)
+            return mean + (numbers @ torch.cat(bases).flatten(1)).unflatten(-1, mean.shape)
 
     def albedo(self, coefficients: Float[Tensor, "*b ka"]) -> Float[Tensor, "*b n 3"]:
         """Reflectance per vertex, RGB, about [0, 1], not clipped."""

@@ -68,7 +68,8 @@ def kernel(function: Callable) -> Callable:
 
 def rounded_kernel(function: Callable) -> Callable:
     """As ``kernel``, each operation rounded: the two sides of an edge must come to the same."""
-    return njit(nogil=True, cache=True, error_model="numpy")(function)
+    # left out, the option would be that of the kernel which calls it
+    return njit(nogil=True, cache=True, error_model="numpy", fastmath=False)(function)
 
 
 @intrinsic

@@ -1,7 +1,7 @@
 """Antialiasing of silhouettes by plain torch operations, on any device."""
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from core.rasterize.fragments import Fragments
@@ -9,6 +9,8 @@ from core.rasterize.topology import Topology
 
 # A crossing may lie so far (in pixels) beyond the two centres: vertices were snapped for coverage.
 TOLERANCE = 1 / 16
+# From a pixel to the next at most so many triangles are passed.
+STEPS = 256
 
 
 def antialias(
@@ -21,7 +23,7 @@ def antialias(
     index, depth = fragments.triangle_index, fragments.depth
     _, height, width = index.shape
     size = (height, width)
-    colours = image.flatten(0, 2)
+    colours, clip = image.flatten(0, 2), clip.double()
     result = colours
     pixels = torch.arange(index.numel(), device=index.device).view(index.shape)
     for axis in (0, 1):  # pairs side by side, then one above the other
@@ -33,11 +35,10 @@ def antialias(
         swapped = behind[differs]
         front, back = torch.where(swapped, second, first), torch.where(swapped, first, second)
         direction = 1 - 2 * swapped.to(clip.dtype)
-        chosen, start, end = _crossed_edge(
-            front, direction, index.flatten(), clip.detach(), topology, size, axis
-        )
+        chosen, side = _walk(front, direction, index.flatten(), clip.detach(), topology, size, axis)
         front, back, direction = front[chosen], back[chosen], direction[chosen]
-        position = _screen(clip, front // (height * width), torch.stack([start, end], -1), size)
+        ends = _ends(topology.triangles.long(), side)
+        position = _screen(clip, front // (height * width), ends, size)
         distance = _crossing(position, front, direction, size, axis)
         share = (distance - 0.5).clamp(-0.5, 0.5)[:, None].to(image.dtype)
         # up to the middle the front pixel shows what is behind, beyond it the back pixel the front
@@ -47,7 +48,7 @@ def antialias(
     return result.view(image.shape)
 
 
-def _crossed_edge(
+def _walk(
     front: Tensor,
     direction: Tensor,
     index: Tensor,
@@ -55,42 +56,67 @@ def _crossed_edge(
     topology: Topology,
     size: tuple[int, int],
     axis: int,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Of each pair, the silhouette edge of the front triangle between the centres.
+) -> tuple[Tensor, Tensor]:
+    """Of each pair, the silhouette edge through which the front surface ends between the centres.
+
+    From the front pixel's triangle through edge after edge towards the other pixel.
 
     Returns:
-        The pairs that have one, and the two vertices of the edges.
+        The pairs that have one, and the edges' sides (``Topology.twins``).
     """
-    triangle = index[front]
-    image = front // (size[0] * size[1])
-    corners = topology.triangles[triangle].long()
-    beyond = topology.opposite[triangle]
-    own = _screen(clip, image, corners, size)
-    known = beyond.clamp(min=0)
-    across = _screen(clip, image, known, size)
-    in_front = clip[image[:, None], corners, 3] > 0
-    across_sign = clip[image[:, None], known, 3].sign()
-    chosen = torch.full_like(front, -1)
-    for corner in range(3):
-        start, end = (corner + 1) % 3, (corner + 2) % 3
-        a, edge = own[:, start], own[:, end] - own[:, start]
-        this_side = _cross(edge, own[:, corner] - a)
-        other_side = _cross(edge, across[:, corner] - a) * across_sign[:, corner]
-        is_silhouette = (beyond[:, corner] < 0) | (this_side * other_side > 0)
-        is_silhouette &= in_front.all(-1)
-        # the others cross the pairs of the other axis
-        is_steep = edge[:, 1 - axis].abs() >= edge[:, axis].abs()
-        pair = own[:, [start, end]]
-        line = _centre(front, size)[:, 1 - axis]
-        straddles = (pair[:, 0, 1 - axis] <= line) != (pair[:, 1, 1 - axis] <= line)
-        distance = _crossing(pair, front, direction, size, axis)
-        between = (distance >= -TOLERANCE) & (distance <= 1 + TOLERANCE)
-        found = is_silhouette & is_steep & straddles & between & (chosen < 0)
-        chosen = torch.where(found, corner, chosen)
-    kept = (chosen >= 0).nonzero()[:, 0]
-    chosen, corners = chosen[kept, None], corners[kept]
-    ends = [corners.gather(1, (chosen + step) % 3)[:, 0] for step in (1, 2)]
-    return kept, ends[0], ends[1]
+    triangles, twins = topology.triangles.long(), topology.twins.flatten().long()
+    walker = torch.arange(len(front), device=front.device)
+    triangle, entrance = index[front], torch.full_like(front, -1)
+    found, sides = [walker[:0]], [walker[:0]]
+    for _ in range(STEPS):
+        if not len(walker):
+            break
+        at, way = front[walker], direction[walker]
+        image = at // (size[0] * size[1])
+        in_front = (clip[image[:, None], triangles[triangle], 3] > 0).all(-1)
+        side = 3 * triangle[:, None] + torch.arange(3, device=front.device)
+        edges = _screen(clip, image, _ends(triangles, side).flatten(1), size).unflatten(1, (3, 2))
+        line = _centre(at, size)[:, 1 - axis, None]
+        straddles = (edges[:, :, 0, 1 - axis] <= line) != (edges[:, :, 1, 1 - axis] <= line)
+        distance = torch.stack([_crossing(edges[:, k], at, way, size, axis) for k in range(3)], -1)
+        possible = straddles & (side != entrance[:, None])
+        distance = torch.where(possible, distance, -torch.inf)
+        farthest, k = distance.max(-1)
+        way_out = 3 * triangle + k
+        rise = (edges[:, :, 1] - edges[:, :, 0]).gather(1, k[:, None, None].expand(-1, 1, 2))[:, 0]
+        is_steep = rise[:, 1 - axis].abs() >= rise[:, axis].abs()
+        goes_on = in_front & (farthest > -torch.inf) & (farthest <= 1 + TOLERANCE)
+        ends_here = _is_silhouette(clip, image, triangles, twins, way_out)
+        hit = goes_on & ends_here & is_steep & (farthest >= -TOLERANCE)
+        found.append(walker[hit])
+        sides.append(way_out[hit])
+        goes_on &= ~ends_here
+        walker, entrance = walker[goes_on], twins[way_out[goes_on]]
+        triangle = entrance // 3
+    return torch.cat(found), torch.cat(sides)
+
+
+def _is_silhouette(
+    clip: Tensor, image: Tensor, triangles: Tensor, twins: Tensor, side: Tensor
+) -> Bool[Tensor, " p"]:
+    """Whether edges are borders, or both their triangles lie on the same side of them."""
+    twin = twins[side]
+    here = _orientation(clip, image, triangles[side // 3])
+    there = _orientation(clip, image, triangles[twin.clamp(min=0) // 3])
+    same = _ends(triangles, side)[:, 0] == _ends(triangles, twin.clamp(min=0))[:, 0]
+    return (twin < 0) | (here * there * torch.where(same, -1, 1) < 0)
+
+
+def _orientation(clip: Tensor, image: Tensor, corners: Tensor) -> Tensor:
+    """The signs of triangles' areas on the screen (of the parts before the camera)."""
+    a, b, c = clip[image[:, None], corners][..., [0, 1, 3]].double().unbind(1)
+    return (a * torch.linalg.cross(b, c)).sum(-1).sign()
+
+
+def _ends(triangles: Tensor, side: Tensor) -> Tensor:
+    """The two vertices of edges given by their sides: of edge k, corners k + 1 and k + 2."""
+    corner = torch.stack([(side + 1) % 3, (side + 2) % 3], -1)
+    return triangles.flatten()[side[..., None] // 3 * 3 + corner]
 
 
 def _crossing(
@@ -122,8 +148,3 @@ def _centre(pixels: Tensor, size: tuple[int, int]) -> Float[Tensor, "p 2"]:
     """The centres of pixels numbered through the batch."""
     height, width = size
     return torch.stack([pixels % width, pixels // width % height], -1) + 0.5
-
-
-def _cross(a: Tensor, b: Tensor) -> Tensor:
-    """The z component of the cross product of vectors in the plane."""
-    return a[:, 0] * b[:, 1] - a[:, 1] * b[:, 0]

@@ -12,7 +12,8 @@ class SynthesisSettings:
     """The settings of a synthetic set.
 
     Attributes:
-        identities: how many people are in train, val and test; nobody is in two of them.
+        identities: how many people are in train, val and test; nobody is in two of them. Shape is
+            learned from many people rather than from many frames of each.
         videos: videos of a person; each has its own light, camera, backdrop, hair and clothes.
         clips: clips of a video; each has its own motion and occluders.
         frames: frames of a clip.
@@ -33,10 +34,10 @@ class SynthesisSettings:
         seed: another seed, other people.
     """
 
-    identities: tuple[int, int, int] = (160, 12, 24)
-    videos: int = 2
+    identities: tuple[int, int, int] = (720, 40, 60)
+    videos: int = 1
     clips: int = 1
-    frames: int = 12
+    frames: int = 6
     size: int = 160
     texture: int = 256
     face_model: str = "procedural"
