@@ -257,6 +257,7 @@ def picture(points, triangles, colours, turn, place, size):
     return antialias(interpolate(channels[None], fragments, triangles), fragments, clip, triangles)
 
 
+@pytest.mark.usefixtures("one_thread")
 def test_pose_is_found_from_an_image_by_gradient():
     """From 4 degrees and 10 mm away to 0.1 degree and 0.1 mm.
 

@@ -483,7 +483,8 @@ def test_reflectance_and_light_begin_at_the_full_learning_rate(make):
     geometry, appearance = np.array(rates).T
     assert geometry[500] == pytest.approx(5e-4)
     assert appearance[800] == pytest.approx(5e-4)
-    assert appearance[601:651].argmax() > 40 and appearance[650] > 0.95e-3  # it rises first
+    assert appearance[601:651].argmax() > 40  # it rises first
+    assert appearance[650] > 0.95e-3
     assert geometry[1000] == appearance[1000] == 0
     counts = [sum(p.numel() for p in group["params"]) for group in optimizer.param_groups]
     assert sum(counts) == sum(p.numel() for p in method.parameters())

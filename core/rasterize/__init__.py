@@ -191,8 +191,10 @@ def antialias(
     other pixel, so that silhouettes are also found on meshes finer than the pixels. There the
     gradient's sum is within some percent of that of a box-filtered image (of a sphere of triangles
     of 1/30 px, 92 to 95 %, as snapping shuffles such triangles; with ``subpixel=None``, 99 %).
-    nvdiffrast looks at the one triangle only and misses most of what a mesh of triangles of a few
-    pixels, or smaller, has of silhouettes. Vertices that are doubled (seams) count as borders.
+    The rule that nvdiffrast documents looks at the one triangle only: written out here it gave a
+    third of that gradient with triangles of a few pixels and next to nothing with smaller ones
+    (nvdiffrast itself was not run for this).
+    Vertices that are doubled (seams) count as borders.
 
     Args:
         image: what was drawn from the fragments; gradients reach it.

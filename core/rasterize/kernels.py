@@ -24,12 +24,11 @@ gather, several times slower.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, no_type_check
+from typing import Any, no_type_check
 
 import numpy as np
 from numba import njit, types
 from numba.extending import intrinsic
-from numpy.typing import DTypeLike
 
 BLOCK = 512
 LARGEST = 2**15 - 1  # pixels along a side: a vertex's two cells share a word
@@ -82,65 +81,6 @@ def _first_bit(context: Any, bits: Any) -> tuple[Any, Callable]:
     return types.uint32(types.uint32), build
 
 
-class Space(NamedTuple):
-    """Work space of ``draw`` for one thread; made outside, as numba compiles allocations slowly.
-
-    Attributes:
-        buffer: depth above index of (width + MARGIN) x (height + 4) pixels (masks may begin at the
-            last line); EMPTY before and after.
-        cell: of each vertex.
-        point: 4 numbers per vertex; float32, or float64 for ``draw_exactly``.
-        corners: for a block of triangles x, y, z and whether it is unusual, of each corner.
-        small: the same for those that get a mask.
-        work: ROWS rows.
-        note: 4 rows of whole numbers.
-        lists: numbers of triangles; the last entry is for what is not listed.
-        polygon: two of up to 10 corners, 4 numbers each.
-        pixels: covered, row above column, and their triangles.
-        shaded: clip positions of the corners at a block of pixels, and the weights there.
-        vertices: the corners' numbers.
-    """
-
-    buffer: np.ndarray
-    cell: np.ndarray
-    point: np.ndarray
-    corners: tuple[np.ndarray, np.ndarray, np.ndarray]
-    small: tuple[np.ndarray, np.ndarray, np.ndarray]
-    work: np.ndarray
-    note: np.ndarray
-    lists: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
-    polygon: np.ndarray
-    pixels: tuple[np.ndarray, np.ndarray]
-    shaded: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
-    vertices: np.ndarray
-
-    @classmethod
-    def new(cls, vertices: int, width: int, height: int, snap: bool, dtype: np.dtype) -> "Space":
-        """For clip positions of a dtype, to be snapped or not."""
-
-        def four(kind: DTypeLike) -> np.ndarray:
-            return np.zeros(4 * BLOCK, kind)
-
-        def listed() -> np.ndarray:
-            return np.zeros(BLOCK + 1, np.int32)
-
-        f, i, u = np.float32, np.int32, np.uint32
-        return cls(
-            np.full((width + MARGIN) * (height + 4), EMPTY, np.int64),
-            np.zeros(vertices, u),
-            np.zeros(4 * vertices, f if snap else np.float64),
-            (four(f), four(f), four(f)),
-            (four(f), four(f), four(f)),
-            np.zeros(ROWS * BLOCK, f),
-            four(i),
-            (listed(), listed(), listed(), listed()),
-            np.zeros(80),
-            (np.zeros(width + BLOCK, u), np.zeros(width + BLOCK, u)),
-            (four(dtype), four(dtype), four(dtype), four(dtype)),
-            np.zeros(3 * BLOCK, u),
-        )
-
-
 @kernel
 @no_type_check
 def draw(first, last, clip, triangles, width, height, barycentric, depth, index, space):
@@ -156,7 +96,7 @@ def draw(first, last, clip, triangles, width, height, barycentric, depth, index,
         barycentric: 2 numbers per pixel, a row per image.
         depth: 1 number per pixel, a row per image.
         index: likewise.
-        space: for images of that size.
+        space: ``cpu.Space`` for images of that size.
     """
     buffer, stride, work, note = space.buffer, width + MARGIN, space.work, space.note
     a, b, c = space.corners
@@ -683,61 +623,3 @@ def _weigh(pixels, count, width, height, a, b, c, weights):
         weights[4 * k + 1] = v
         weights[4 * k + 2] = z
         weights[4 * k + 3] = t
-
-
-@kernel
-@no_type_check
-def draw_backward(
-    first, last, clip, triangles, width, height, smallest, index, grad_barycentric, grad_clip
-):
-    """Add dL/d(x, y, w) of the images first .. last - 1 to grad_clip, which starts as 0.
-
-    Arrays as in ``draw``. Triangles of up to ``smallest`` pixels get no gradient.
-    """
-    step_x, step_y = 1 / width, 1 / height
-    smallest = 8 * smallest / (width * height)
-    for image in range(first, last):
-        position, gradient = clip[image], grad_clip[image]
-        triangle_index, incoming = index[image], grad_barycentric[image]
-        for row in range(height):
-            y = (2 * row + 1 - height) * step_y
-            for column in range(width):
-                pixel = np.uint64(row) * np.uint64(width) + np.uint64(column)
-                if triangle_index[pixel] < 0:
-                    continue
-                grad_u, grad_v = float(incoming[2 * pixel]), float(incoming[2 * pixel + 1])
-                if grad_u == 0 and grad_v == 0:
-                    continue
-                x = (2 * column + 1 - width) * step_x
-                corner = 3 * np.uint64(triangle_index[pixel])
-                a = 4 * np.uint64(triangles[corner])
-                b = 4 * np.uint64(triangles[corner + 1])
-                c = 4 * np.uint64(triangles[corner + 2])
-                wa, wb, wc = float(position[a + 3]), float(position[b + 3]), float(position[c + 3])
-                xa, ya = position[a] - x * wa, position[a + 1] - y * wa
-                xb, yb = position[b] - x * wb, position[b + 1] - y * wb
-                xc, yc = position[c] - x * wc, position[c + 1] - y * wc
-                area_a, area_b, area_c = xb * yc - xc * yb, xc * ya - xa * yc, xa * yb - xb * ya
-                total = area_a + area_b + area_c
-                if abs(total) <= smallest * max(wa * wa, wb * wb, wc * wc):
-                    continue
-                inverse = 1 / total
-                mean = (grad_u * area_a + grad_v * area_b) * inverse
-                grad_a, grad_b, grad_c = (
-                    (grad_u - mean) * inverse,
-                    (grad_v - mean) * inverse,
-                    -mean * inverse,
-                )
-                gxa, gya = grad_c * yb - grad_b * yc, grad_b * xc - grad_c * xb
-                gxb, gyb = grad_a * yc - grad_c * ya, grad_c * xa - grad_a * xc
-                gxc, gyc = grad_b * ya - grad_a * yb, grad_a * xb - grad_b * xa
-                gradient[a] += gxa
-                gradient[a + 1] += gya
-                gradient[a + 3] -= x * gxa + y * gya
-                gradient[b] += gxb
-                gradient[b + 1] += gyb
-                gradient[b + 3] -= x * gxb + y * gyb
-                gradient[c] += gxc
-                gradient[c + 1] += gyc
-                gradient[c + 3] -= x * gxc + y * gyc
-    return 0
