@@ -99,7 +99,8 @@ def collect_photos(folder: Path) -> Path:
             np.savetxt(folder / f"{source.stem}.txt", np.array(points), fmt="%.1f")
     people = (DATA / "splits/test.txt").read_text().split()[:HELD_OUT]
     for person in people:
-        landmarks = sorted((DATA / "landmarks" / person).rglob("*.npy"))[5]
+        found = sorted((DATA / "landmarks" / person).rglob("*.npy"))
+        landmarks = found[len(found) // 2]
         frame = DATA / "frames" / landmarks.relative_to(DATA / "landmarks")
         shutil.copy(frame.with_suffix(".jpg"), folder / f"{person}.jpg")
         np.save(folder / f"{person}.npy", np.load(landmarks)[:, :2])

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from core.camera import WeakPerspectiveCamera
 from core.errors import DataError
-from core.image import Size, height_width, pixel_centres, sample
+from core.image import Size, height_width
 from core.precision import at_least_float32, without_autocast
 
 MARGIN = 1.6  # ours: brows to chin is about 62 % of the height; leaves room for the forehead
@@ -178,16 +178,25 @@ def canonical_crop(
 def _sample_through(image: Tensor, inverse: Tensor, size: Size, samples: int) -> Tensor:
     """output(pixel) = image(inverse @ pixel), the mean of samples x samples points of a pixel."""
     height, width = height_width(size)
-    fine = pixel_centres((height * samples, width * samples), inverse) / samples
-    pixels = transform_points(inverse, fine.reshape(-1, 2).expand(*inverse.shape[:-2], -1, -1))
-    edges = pixels.new_tensor([image.shape[-1], image.shape[-2]])
-    inside = ((pixels >= 0) & (pixels <= edges)).all(-1)
+    batch = image.shape[:-3]
     fine_size = (height * samples, width * samples)
-    values = sample(image, pixels.unflatten(-2, fine_size), padding="border")
-    values = values * inside.unflatten(-1, fine_size)[..., None, :, :]
+    with without_autocast(image):
+        through = _to_unit(image, image.shape[-2:]) @ inverse @ _to_unit(image, size).inverse()
+        through = through.expand(*batch, 3, 3).reshape(-1, 3, 3)[:, :2]
+        grid = F.affine_grid(through, [len(through), 1, *fine_size], align_corners=False)
+        inside = (grid.abs() <= 1).all(-1)[:, None]
+        flat = image.reshape(-1, *image.shape[-3:])
+        values = F.grid_sample(flat, grid, padding_mode="border", align_corners=False) * inside
+    values = values.reshape(*batch, *values.shape[1:])
     if samples == 1:
         return values
     return values.unflatten(-1, (width, samples)).unflatten(-3, (height, samples)).mean((-3, -1))
+
+
+def _to_unit(like: Tensor, size: Size) -> Float[Tensor, "3 3"]:
+    """The matrix from pixels to [-1, 1] x [-1, 1], as grid_sample wants positions."""
+    height, width = height_width(size)
+    return like.new_tensor([[2 / width, 0, -1], [0, 2 / height, -1], [0, 0, 1]])
 
 
 def _square(centre: Tensor, side: Tensor, size: int) -> Tensor:
