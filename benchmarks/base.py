@@ -137,7 +137,8 @@ class Results:
         table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
         lines = [f"# {self.benchmark}", "", table, "", self.protocol, "", self._failure_report()]
         if self.run:
-            lines += ["", ", ".join(f"{key}: {value}" for key, value in self.run.items())]
+            known = {key: value for key, value in self.run.items() if value is not None}
+            lines += ["", ", ".join(f"{key}: {value}" for key, value in known.items())]
         return "\n".join(lines) + "\n"
 
     def save(self, folder: Path) -> tuple[Path, Path]:

@@ -37,6 +37,7 @@ from core.face_models import load_face_model
 from core.lighting import AMBIENT
 from core.losses import coefficient_l2, landmark_l2, masked_l1
 from core.precision import without_autocast
+from core.rasterize import Backend
 from core.render import Surface, draw, irradiance
 from core.rotation import rotation_from_vector
 from core.uv import unwrap, uv_grid, wrap
@@ -216,7 +217,7 @@ class CEST(FaceMethod):
         lr: float = 1e-3,
         landmark_steps: int = 0,
         anneal_steps: int | None = None,
-        backend: Literal["auto", "cpu", "reference", "nvdiffrast"] = "auto",
+        backend: Backend = "auto",
     ) -> None:
         super().__init__()
         if min(image_size, uv_size) < SMALLEST:
