@@ -181,7 +181,8 @@ def _sample_through(image: Tensor, inverse: Tensor, size: Size, samples: int) ->
     batch = image.shape[:-3]
     fine_size = (height * samples, width * samples)
     with without_autocast(image):
-        through = _to_unit(image, image.shape[-2:]) @ inverse @ _to_unit(image, size).inverse()
+        source = (image.shape[-2], image.shape[-1])
+        through = _to_unit(image, source) @ inverse @ _to_unit(image, size).inverse()
         through = through.expand(*batch, 3, 3).reshape(-1, 3, 3)[:, :2]
         grid = F.affine_grid(through, [len(through), 1, *fine_size], align_corners=False)
         inside = (grid.abs() <= 1).all(-1)[:, None]
