@@ -62,6 +62,25 @@ def test_terms_are_logged_unweighted_and_their_weighted_sum(tmp_path):
     assert all(float(row["train/gradient_norm"]) > 0 for row in rows if row["train/loss"])
 
 
+@pytest.mark.parametrize("precision", ["bf16-mixed", "32-true"])
+def test_gradients_are_clipped_also_for_fused_optimizers(tmp_path, precision):
+    norms = []
+
+    class Fused(FakeMethod):
+        def configure_optimizers(self):
+            return torch.optim.Adam(self.parameters(), lr=1e-3, fused=True)
+
+        def on_train_batch_end(self, *_):
+            gradients = [p.grad for p in self.parameters() if p.grad is not None]
+            norms.append(torch.nn.utils.get_total_norm(gradients).item())
+
+    for limit in (None, 1e-3):
+        settings = {"precision": precision, "gradient_clip_val": limit}
+        trainer(tmp_path / str(limit), 2, **settings).fit(Fused(), FakeFaces())
+    assert min(norms[:2]) > 2e-3
+    assert norms[2:] == pytest.approx([1e-3, 1e-3], rel=1e-3)
+
+
 def test_predictions_are_those_of_the_evaluated_network_without_gradients(tmp_path):
     method, faces = FakeMethod(), FakeFaces()
     first = trainer(tmp_path, 1).predict(method, faces)[0]

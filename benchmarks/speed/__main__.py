@@ -9,6 +9,7 @@ import torch
 
 from benchmarks.speed import gpu, meshes, reading, report, stages, training
 from benchmarks.speed.timing import Timing, measure
+from core.cores import available_cores
 from core.errors import MonofaceError
 
 EMBEDDED = Path("data/synthetic")
@@ -24,7 +25,7 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parts = whole.add_subparsers(dest="command", required=True)
-    counts = sorted({1, report.cores()})
+    counts = sorted({1, available_cores()})
     found = {}
     for name, help_ in [
         ("render", "the stages of rendering"),

@@ -10,6 +10,7 @@ import torch
 
 from benchmarks.speed import meshes, report, stages, training
 from benchmarks.speed.timing import Timing, measure
+from core.cores import available_cores
 from core.rasterize import drtk, nvdiffrast
 
 RESULTS = Path(__file__).parent / "results"
@@ -70,7 +71,7 @@ def _tests() -> tuple[int, str]:
 
 
 def _figures(rounds: int, wait_quiet: bool) -> dict[str, Timing]:
-    mesh, threads = meshes.load("dense"), [report.cores()]
+    mesh, threads = meshes.load("dense"), [available_cores()]
     timings: dict[str, Timing] = {}
     for batch in BATCHES:
         rows = stages.candidates(

@@ -1,7 +1,6 @@
 """Figures as a table, as Markdown and as JSON, with the machine, the versions and the commit."""
 
 import json
-import os
 import platform
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 
 from benchmarks.speed.timing import Timing
+from core.cores import available_cores
 
 FIELDS = ("stage", "mesh", "size", "batch", "backend", "threads")
 PACKAGES = ("torch", "numba", "timm", "nvdiffrast", "drtk")
@@ -21,18 +21,12 @@ def about() -> dict[str, Any]:
     """Machine, versions, commit."""
     return {
         "machine": _processor(),
-        "cores": cores(),
+        "cores": available_cores(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "python": platform.python_version(),
         "versions": {name: found for name in PACKAGES if (found := _version(name))},
         "commit": _commit(),
     }
-
-
-def cores() -> int:
-    """Those that this process may use."""
-    affinity = getattr(os, "sched_getaffinity", None)
-    return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 def table(timings: dict[str, Timing], ours: str = "cpu") -> str:
