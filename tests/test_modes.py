@@ -11,8 +11,8 @@ from PIL import Image
 from scipy.spatial import Delaunay
 
 from core.face_models.__main__ import main
-from core.face_models.anatomy import Head, SurfaceSpline
-from core.face_models.modes import build_modes
+from core.face_models.procedural.anatomy import Head, SurfaceSpline
+from core.face_models.procedural.modes import build_modes
 from core.face_models.sheet import COLUMNS, MODES, write_sheet
 
 FLIP = np.array([-1.0, 1.0, 1.0])

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from core.face_models import procedural
-from core.face_models.head import build_head
 from core.face_models.model import FaceModel
+from core.face_models.procedural.head import build_head
 from core.landmarks import MIRROR
 
 # Means of North American White women and men, averaged (mm), and the difference allowed: at most

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from core.face_models import head_layout as layout
-from core.face_models import head_surface as surface
-from core.face_models.head_layout import beside, curve, directions_of, lift, midline
-from core.face_models.head_mesh import (
+from core.face_models.procedural import head_layout as layout
+from core.face_models.procedural import head_surface as surface
+from core.face_models.procedural.head_layout import beside, curve, directions_of, lift, midline
+from core.face_models.procedural.head_mesh import (
     flatten,
     inside,
     keep_edges,
@@ -21,7 +21,7 @@ from core.face_models.head_mesh import (
     spread,
     triangulate,
 )
-from core.face_models.head_parts import (
+from core.face_models.procedural.head_parts import (
     REGIONS,
     Part,
     ear,

@@ -12,8 +12,8 @@ import numpy as np
 from scipy.interpolate import RectBivariateSpline
 from scipy.spatial import Delaunay, cKDTree
 
-from core.face_models import head_surface as surface
-from core.face_models.head_layout import directions_of, edge_length, from_angles
+from core.face_models.procedural import head_surface as surface
+from core.face_models.procedural.head_layout import directions_of, edge_length, from_angles
 
 ROUNDS = 60  # of relaxation; the mesh hardly changes after 40
 SEED = 7

@@ -7,9 +7,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from core.face_models import head_surface as surface
-from core.face_models.head_layout import directions_of, eye_outline, eye_uv_centre, lift, uv_of
-from core.face_models.head_mesh import strip
+from core.face_models.procedural import head_surface as surface
+from core.face_models.procedural.head_layout import (
+    directions_of,
+    eye_outline,
+    eye_uv_centre,
+    lift,
+    uv_of,
+)
+from core.face_models.procedural.head_mesh import strip
 
 REGIONS = (
     "face", "skin", "eyes", "lips", "brows", "nose", "mouth_interior", "neck", "scalp", "ears",

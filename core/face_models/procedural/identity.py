@@ -17,7 +17,7 @@ bizygomatic width 5 mm, nose height 3 mm, nose width 2.5 mm, mouth width 3.5 mm,
 import numpy as np
 from jaxtyping import Float
 
-from core.face_models.anatomy import (
+from core.face_models.procedural.anatomy import (
     EYE_LANDMARKS,
     FLIP,
     Head,
@@ -25,7 +25,11 @@ from core.face_models.anatomy import (
     slide_on_eyeballs,
     smoothstep,
 )
-from core.face_models.gaussian_process import by_variance, principal_modes, scalar_factors
+from core.face_models.procedural.gaussian_process import (
+    by_variance,
+    principal_modes,
+    scalar_factors,
+)
 
 SCALES = ((90.0, 1.0), (45.0, 0.6), (22.0, 0.38), (12.0, 0.18))
 """Length and standard deviation per coordinate of each kernel, millimetres."""

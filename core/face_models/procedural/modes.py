@@ -3,10 +3,10 @@
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from core.face_models.albedo import albedo_modes
-from core.face_models.anatomy import Head
-from core.face_models.expressions import expression_shapes
-from core.face_models.identity import identity_modes
+from core.face_models.procedural.albedo import albedo_modes
+from core.face_models.procedural.anatomy import Head
+from core.face_models.procedural.expressions import expression_shapes
+from core.face_models.procedural.identity import identity_modes
 
 ACTIVATION_STD = 0.2  # ours: of a blendshape in ordinary talking, where 1 is as far as it goes
 

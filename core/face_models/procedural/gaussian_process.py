@@ -8,7 +8,7 @@ approximated by its leading eigenfunctions (Nystroem, their Sec. 4).
 import numpy as np
 from jaxtyping import Float, Int
 
-from core.face_models.anatomy import FLIP, Head
+from core.face_models.procedural.anatomy import FLIP, Head
 
 FACE_SAMPLES, OTHER_SAMPLES = 210, 90  # Nystroem points on one half of the head
 

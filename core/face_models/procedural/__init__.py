@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 import scipy
 
-from core.face_models.head import build_head
 from core.face_models.model import VERSION
-from core.face_models.modes import build_modes
+from core.face_models.procedural.head import build_head
+from core.face_models.procedural.modes import build_modes
 
 KEPT = 3  # versions in the cache folder, 20 MB each; older ones are removed
 

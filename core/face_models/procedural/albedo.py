@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
-from core.face_models.anatomy import (
+from core.face_models.procedural.anatomy import (
     EYE_LANDMARKS,
     FLIP,
     Head,
@@ -21,7 +21,11 @@ from core.face_models.anatomy import (
     polyline_distance,
     smoothstep,
 )
-from core.face_models.gaussian_process import by_variance, principal_modes, scalar_factors
+from core.face_models.procedural.gaussian_process import (
+    by_variance,
+    principal_modes,
+    scalar_factors,
+)
 
 SKIN, LIPS, BROW, LASHES = (
     (0.70, 0.535, 0.445),

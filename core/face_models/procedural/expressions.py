@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Float
 from scipy.interpolate import CubicSpline
 
-from core.face_models.anatomy import (
+from core.face_models.procedural.anatomy import (
     EYE_LANDMARKS,
     Head,
     Number,

@@ -10,7 +10,7 @@ from itertools import pairwise
 import numpy as np
 from scipy.interpolate import CubicSpline
 
-from core.face_models import head_surface as surface
+from core.face_models.procedural import head_surface as surface
 
 # Landmarks of the subject's left half (x >= 0), iBUG numbers: (x, y) in mm on the skin.
 BROW = {22: (12.0, 46.5), 23: (22.0, 51.0), 24: (33.0, 53.0), 25: (44.0, 51.0), 26: (53.0, 46.0)}
