@@ -146,3 +146,37 @@ def test_the_fake_is_exactly_symmetric():
     marks = (mean[arrays["landmark_vertices"]] * arrays["landmark_weights"][..., None]).sum(1)
     np.testing.assert_allclose(marks[list(MIRROR)] * [-1, 1, 1], marks, atol=1e-4)
     assert len(np.unique(marks.round(2), axis=0)) == 68
+
+
+def test_models_of_a_file_share_its_memory_until_the_file_changes(tmp_path):
+    path = write(tmp_path / "model.npz")
+    whole, part = load_face_model(str(path)), load_face_model(str(path), identity_dims=3)
+    assert whole.identity_basis.data_ptr() == part.identity_basis.data_ptr()
+    assert whole.mean.data_ptr() == part.mean.data_ptr()
+    write(path, identity=9)
+    assert len(load_face_model(str(path)).identity_basis) == 9
+    built = [load_face_model().identity_basis.data_ptr() for _ in range(2)]
+    assert built[0] == built[1]
+
+
+def test_notes_and_stand_ins_are_told():
+    plain = FaceModel(face_model_arrays())
+    assert plain.notes == plain.stand_ins == []
+    texts = {"notes": np.array(["albedo: borrowed"]), "stand_ins": np.array(["albedo_mean"])}
+    model = FaceModel({**face_model_arrays(), **texts})
+    assert model.notes == ["albedo: borrowed"]
+    assert model.stand_ins == ["albedo_mean"]
+
+
+def test_candidates_of_the_jaw_come_in_pairs_and_point_at_vertices():
+    vertices, weights = np.zeros((17, 5, 3), np.int64), np.full((17, 5, 3), 1 / 3, np.float32)
+    both = {"contour_vertices": vertices, "contour_weights": weights}
+    model = FaceModel({**face_model_arrays(), **both})
+    assert model.contour_vertices.shape == (17, 5, 3)
+    assert FaceModel(face_model_arrays()).contour_vertices is None
+    with pytest.raises(DataError, match=r"only one of .*, wanted both"):
+        FaceModel({**face_model_arrays(), "contour_weights": weights})
+    with pytest.raises(DataError, match=r"\(17, 4, 3\), wanted \(17, 5, 3\)"):
+        FaceModel({**face_model_arrays(), **both, "contour_weights": weights[:, :4]})
+    with pytest.raises(DataError, match=r"'contour_vertices' points at vertices 525\.\.525"):
+        FaceModel({**face_model_arrays(), **both, "contour_vertices": vertices + 525})

@@ -242,15 +242,15 @@ def small(monkeypatch, tmp_path):
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(procedural, "build_arrays", build)
-    procedural._arrays.cache_clear()
+    procedural.shared_arrays.cache_clear()
     yield calls, tmp_path / "cache"
-    procedural._arrays.cache_clear()
+    procedural.shared_arrays.cache_clear()
 
 
 def test_cache_file_is_written_once_and_read_back(small):
     calls, folder = small
     first = procedural.procedural_arrays()
-    procedural._arrays.cache_clear()
+    procedural.shared_arrays.cache_clear()
     second = procedural.procedural_arrays()
     assert len(calls) == 1
     np.testing.assert_array_equal(first["mean"], second["mean"])
@@ -276,7 +276,7 @@ def test_damaged_cache_file_is_built_anew(small, damage):
     procedural.procedural_arrays()
     (path,) = (folder / "monoface").iterdir()
     path.write_bytes(path.read_bytes()[:-30] if damage is None else damage)
-    procedural._arrays.cache_clear()
+    procedural.shared_arrays.cache_clear()
     assert procedural.procedural_arrays()["mean"].shape == (2, 3)
     assert len(calls) == 2
 

@@ -22,8 +22,14 @@ Keys of the .npz (n vertices, t triangles; no pickled objects):
 | landmark_vertices   | int (68, 3)        | a landmark is the weighted mean of three vertices |
 | landmark_weights    | float32 (68, 3)    | rows sum to 1 |
 | region_<name>       | bool (n,)          | at least ``face``: what is rendered and scored |
+| contour_vertices    | int (17, k, 3)     | optional: where the jaw's points may slide to |
+| contour_weights     | float32 (17, k, 3) | optional: of these vertices |
+| notes               | str (m,)           | optional: what is approximate in this model |
+| stand_ins           | str (s,)           | optional: keys that are not the model's own |
 """
 
+from functools import lru_cache
+from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -32,10 +38,13 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from core.errors import AssetNotFoundError, DataError
+from core.face_models.files import read_npz
 from core.precision import at_least_float32, without_autocast
 
 VERSION = 1
+KEPT = 4  # files whose arrays stay in memory, for further models of the same file
 EXTENT = (100.0, 500.0)  # of a mean, from a narrow face to a bust, millimetres
+CONTOUR = {"contour_vertices", "contour_weights"}
 REQUIRED = [
     "mean",
     "triangles",
@@ -53,6 +62,16 @@ REQUIRED = [
 
 class FaceModel(nn.Module):
     """A linear morphable model; all its arrays are buffers that checkpoints do not store.
+
+    On the CPU the buffers share the memory of ``arrays``, also where only the first modes are kept,
+    so that a process holds a file's bases once; nobody may change them in place.
+
+    Attributes:
+        name, source, licence: what it is.
+        expression_names: one for each mode.
+        region_names: what ``region`` knows.
+        notes: what is approximate in it.
+        stand_ins: which of its arrays are not its own but another model's, for want of any.
 
     Args:
         arrays: the keys of the .npz described in this module's docstring.
@@ -74,6 +93,8 @@ class FaceModel(nn.Module):
     mirror: Int[Tensor, " n"]
     landmark_vertices: Int[Tensor, "68 3"]
     landmark_weights: Float[Tensor, "68 3"]
+    contour_vertices: Int[Tensor, "17 k 3"] | None
+    contour_weights: Float[Tensor, "17 k 3"] | None
 
     def __init__(
         self,
@@ -90,7 +111,7 @@ class FaceModel(nn.Module):
             "albedo_basis": albedo_dims,
         }
         for key in REQUIRED:
-            array = np.ascontiguousarray(arrays[key])
+            array = arrays[key]
             if key in kept:
                 wanted = kept[key]
                 if wanted is not None and wanted > len(array):
@@ -103,8 +124,10 @@ class FaceModel(nn.Module):
                 array = array[:wanted]
             if key.startswith("region_"):
                 continue
-            kind = torch.int64 if np.issubdtype(array.dtype, np.integer) else torch.float32
-            self.register_buffer(key, torch.from_numpy(array).to(kind), persistent=False)
+            self.register_buffer(key, _tensor(array), persistent=False)
+        for key in CONTOUR:
+            given = _tensor(arrays[key]) if key in arrays else None
+            self.register_buffer(key, given, persistent=False)
         self.region_names = sorted(k[7:] for k in arrays if k.startswith("region_"))
         for name in self.region_names:
             region = torch.from_numpy(np.ascontiguousarray(arrays[f"region_{name}"])).bool()
@@ -118,6 +141,9 @@ class FaceModel(nn.Module):
         self.expression_names = [str(name) for name in names][: len(self.expression_basis)]
         self.name, self.source, self.licence = (
             str(arrays.get(key, "unknown")) for key in ("name", "source", "licence")
+        )
+        self.notes, self.stand_ins = (
+            [str(text) for text in arrays.get(key, [])] for key in ("notes", "stand_ins")
         )
 
     @classmethod
@@ -140,11 +166,8 @@ class FaceModel(nn.Module):
                 f"'{path}'",
                 "Give the path of a .npz in monoface's format, or 'procedural' for ours.",
             )
-        try:
-            with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
-                arrays = {key: file[key] for key in file.files}
-        except Exception as error:  # a damaged file may fail in any way (zip, zlib, header)
-            raise DataError(f"'{path}' is not a readable .npz face model: {error}") from error
+        status = path.stat()
+        arrays = _read(path.resolve(), status.st_mtime_ns, status.st_size)
         try:
             return cls(arrays, identity_dims, expression_dims, albedo_dims)
         except DataError as error:
@@ -177,27 +200,20 @@ class FaceModel(nn.Module):
         """Vertices in millimetres, model frame (CEST Eq. 5); without expression the neutral
         face.
         """
-        with without_autocast(identity):
-            offset = at_least_float32(identity) @ self.identity_basis.flatten(1)
-            if expression is not None:
-                offset = offset + at_least_float32(expression) @ self.expression_basis.flatten(1)
-        return self.mean + offset.unflatten(-1, self.mean.shape)
+        shape = _combine(self.mean, identity, self.identity_basis)
+        return shape if expression is None else _combine(shape, expression, self.expression_basis)
 
     def landmark_shape(
         self, identity: Float[Tensor, "*b ki"], expression: Float[Tensor, "*b ke"]
     ) -> Float[Tensor, "*b 68 3"]:
         """``landmarks(shape(identity, expression))`` without the other vertices."""
         bases = [self.landmarks(basis) for basis in (self.identity_basis, self.expression_basis)]
-        mean = self.landmarks(self.mean)
-        with without_autocast(identity):
-            numbers = at_least_float32(torch.cat([identity, expression], -1))
-            return mean + (numbers @ torch.cat(bases).flatten(1)).unflatten(-1, mean.shape)
+        numbers = torch.cat([identity, expression], -1)
+        return _combine(self.landmarks(self.mean), numbers, torch.cat(bases))
 
     def albedo(self, coefficients: Float[Tensor, "*b ka"]) -> Float[Tensor, "*b n 3"]:
         """Reflectance per vertex, RGB, about [0, 1], not clipped."""
-        with without_autocast(coefficients):
-            offset = at_least_float32(coefficients) @ self.albedo_basis.flatten(1)
-        return self.albedo_mean + offset.unflatten(-1, self.albedo_mean.shape)
+        return _combine(self.albedo_mean, coefficients, self.albedo_basis)
 
     def landmarks(self, vertices: Float[Tensor, "*b n 3"]) -> Float[Tensor, "*b 68 3"]:
         """The 68 landmarks of the mesh, in the frame and unit of ``vertices``."""
@@ -217,10 +233,35 @@ def load_face_model(
         AssetNotFoundError, DataError: see ``FaceModel.from_file``.
     """
     if source == "procedural":
-        from core.face_models.procedural import procedural_arrays
+        from core.face_models.procedural import shared_arrays
 
-        return FaceModel(procedural_arrays(), identity_dims, expression_dims, albedo_dims)
+        return FaceModel(shared_arrays(), identity_dims, expression_dims, albedo_dims)
     return FaceModel.from_file(Path(source), identity_dims, expression_dims, albedo_dims)
+
+
+def _tensor(array: np.ndarray) -> Tensor:
+    """float32 or int64, in the array's own memory where it is that already."""
+    kind = torch.int64 if np.issubdtype(array.dtype, np.integer) else torch.float32
+    return torch.from_numpy(np.ascontiguousarray(array)).to(kind)
+
+
+@lru_cache(maxsize=KEPT)
+def _read(path: Path, changed: int, size: int) -> dict[str, np.ndarray]:
+    """The arrays of a file in this state; shared by all models made from it."""
+    return read_npz(path)
+
+
+def _combine(
+    start: Float[Tensor, "*b n 3"],
+    coefficients: Float[Tensor, "*c k"],
+    basis: Float[Tensor, "k n 3"],
+) -> Float[Tensor, "*c n 3"]:
+    """Start + sum_k coefficients_k basis_k in one product: it adds to ``start`` as it goes."""
+    with without_autocast(coefficients):
+        *batch, modes = coefficients.shape
+        numbers = at_least_float32(coefficients).reshape(prod(batch), modes)
+        rows = start.reshape(prod(start.shape[:-2]), -1)
+        return torch.addmm(rows, numbers, basis.flatten(1)).view(*batch, *start.shape[-2:])
 
 
 def _check(arrays: dict[str, np.ndarray]) -> None:
@@ -250,6 +291,14 @@ def _check(arrays: dict[str, np.ndarray]) -> None:
     }
     optional = {"expression_std": (ke,), "expression_names": (ke,)}
     optional |= {key: (n,) for key in arrays if key.startswith("region_")}
+    optional |= {"notes": (None,), "stand_ins": (None,)}
+    indices = ["triangles", "mirror", "landmark_vertices"]
+    if CONTOUR & arrays.keys():
+        if not arrays.keys() >= CONTOUR:
+            raise DataError(f"face model: only one of {sorted(CONTOUR)}, wanted both or none")
+        candidates = np.shape(arrays["contour_vertices"])[1:2]
+        optional |= dict.fromkeys(CONTOUR, (17, *candidates, 3))
+        indices.append("contour_vertices")
     wanted |= {key: shape for key, shape in optional.items() if key in arrays}
     for key, shape in wanted.items():
         got = arrays[key].shape
@@ -260,7 +309,7 @@ def _check(arrays: dict[str, np.ndarray]) -> None:
                 f"face model: '{key}' has shape {got}, wanted {shape} for {n} vertices and {ke} "
                 "expressions"
             )
-    for key in ("triangles", "mirror", "landmark_vertices"):
+    for key in indices:
         array = arrays[key]
         if not np.issubdtype(array.dtype, np.integer):
             raise DataError(f"face model: '{key}' must hold integers, not {array.dtype}")

@@ -9,12 +9,15 @@ that makes them; where that folder cannot be written, only in memory.
 import hashlib
 import os
 import tempfile
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 import scipy
 
+from core.errors import DataError
+from core.face_models.files import read_npz, write_npz
 from core.face_models.model import VERSION
 from core.face_models.procedural.head import build_head
 from core.face_models.procedural.modes import build_modes
@@ -28,12 +31,13 @@ def procedural_arrays() -> dict[str, np.ndarray]:
     Millimetres, model frame. Regions: face, skin, eyes, lips, brows, nose, mouth_interior, neck,
     scalp, ears, eyeballs, iris, pupil. Equal at each call, and the caller's to change.
     """
-    return {key: array.copy() for key, array in _arrays().items()}
+    return {key: array.copy() for key, array in shared_arrays().items()}
 
 
 @cache
-def _arrays() -> dict[str, np.ndarray]:
-    path = _cache_file()
+def shared_arrays() -> dict[str, np.ndarray]:
+    """The same without copies; nobody may change them."""
+    path = cache_file()
     arrays = _read(path)
     if arrays is None:
         arrays = build_arrays()
@@ -63,7 +67,7 @@ def build_arrays() -> dict[str, np.ndarray]:
     }
 
 
-def _cache_file() -> Path:
+def cache_file() -> Path:
     """Where this version is kept; the name hashes the code and numpy's and scipy's versions."""
     digest = hashlib.sha256(f"{np.__version__} {scipy.__version__}".encode())
     for source in sorted(Path(__file__).parent.glob("*.py")):
@@ -76,26 +80,17 @@ def _cache_file() -> Path:
 
 
 def _read(path: Path) -> dict[str, np.ndarray] | None:
-    """The cached arrays, or None where there are none that can be read."""
+    """The cached arrays, or None where there are none that can be read; they are built anew."""
     try:
-        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
-            return {key: file[key] for key in file.files}
-    except Exception:  # a damaged file may fail in any way (zip, zlib, header); it is built anew
+        return read_npz(path)
+    except (OSError, DataError):
         return None
 
 
 def _write(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    """Keep the arrays: written aside, then renamed, so that no reader meets half a file."""
-    temporary = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
-            temporary = Path(file.name)
-            np.savez(file, allow_pickle=False, **arrays)
-        temporary.replace(path)
+    """Keep the arrays, where the folder can be written."""
+    with suppress(OSError):
+        write_npz(path, arrays)
         versions = sorted(path.parent.glob("procedural-*.npz"), key=lambda p: p.stat().st_mtime)
         for old in versions[:-KEPT]:
             old.unlink(missing_ok=True)
-    except OSError:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
