@@ -34,6 +34,7 @@ from core.contracts import FaceBatch, Reconstruction
 from core.crop import canonical_crop
 from core.errors import MonofaceError
 from core.face_models import load_face_model
+from core.face_models.contour import sliding_jaw
 from core.lighting import AMBIENT
 from core.losses import coefficient_l2, landmark_l2, masked_l1
 from core.precision import without_autocast
@@ -167,6 +168,8 @@ class CEST(FaceMethod):
             3DDFA.
         region: the part of the face model that is rendered, unwrapped and given back; None = the
             whole mesh.
+        jaw: "sliding" lets the jaw's landmarks follow the outline of a turned head, for data
+            annotated like that (300W); "fixed" for 3D landmarks seen through the head.
         image_size: height and width of the input images, pixels.
         uv_size: height and width of the texture and reflectance maps, texels.
         width: channels after the first layer of each encoder.
@@ -203,6 +206,7 @@ class CEST(FaceMethod):
         identity_dims: int | None = None,
         expression_dims: int | None = None,
         region: str | None = "face",
+        jaw: Literal["fixed", "sliding"] = "fixed",
         image_size: int = 256,
         uv_size: int = 256,
         width: int = 32,
@@ -235,6 +239,7 @@ class CEST(FaceMethod):
         self.face_extent_mm = face_extent_mm
         self.lr, self.landmark_steps, self.anneal_steps = lr, landmark_steps, anneal_steps
         self.backend = backend
+        self.sliding_jaw = sliding_jaw(self.face_model) if jaw == "sliding" else None
         triangles = self.face_model.part(region) if region else self.face_model.triangles
         self.register_buffer("triangles", triangles, persistent=False)
         self.uv_grid = uv_grid(self.face_model.uv, triangles, uv_size)
@@ -289,7 +294,7 @@ class CEST(FaceMethod):
             triangles=triangles,
             uv=uv,
             camera=camera,
-            landmarks=camera.project(self.face_model.landmarks(vertices))[0],
+            landmarks=camera.project(self.landmarks(vertices, camera))[0],
             albedo_map=reflectance.float().unflatten(0, (b, v)),
             light=torch.cat([light[..., :1, :] + AMBIENT, light[..., 1:, :]], -2),
             coefficients={
@@ -343,6 +348,14 @@ class CEST(FaceMethod):
             expression = expression * self.face_model.expression_std
         return self.face_model.shape(identity, expression)
 
+    def landmarks(
+        self, vertices: Float[Tensor, "b v n 3"], camera: WeakPerspectiveCamera
+    ) -> Float[Tensor, "b v 68 3"]:
+        """The 68 points of the meshes, the jaw's as ``jaw`` says."""
+        if self.sliding_jaw is None:
+            return self.face_model.landmarks(vertices)
+        return self.sliding_jaw(vertices, camera)
+
     def about_pivot(self, camera: WeakPerspectiveCamera) -> WeakPerspectiveCamera:
         """The camera whose translation is where the middle of the face is seen, not the model
         frame's origin.
@@ -393,8 +406,11 @@ class CEST(FaceMethod):
         identity, expression = self.coefficients(
             inputs, camera.map(torch.detach) if self.detach_conditions else camera
         )
-        model = self.face_model
-        points = model.landmark_shape(identity, expression * model.expression_std)
+        numbers = identity, expression * self.face_model.expression_std
+        if self.sliding_jaw is None:
+            points = self.face_model.landmark_shape(*numbers)
+        else:
+            points = self.sliding_jaw.landmark_shape(*numbers, camera)
         landmark = self.landmark_term(camera.project(points)[0], batch)
         return {
             "photometric": landmark.new_zeros(()),

@@ -360,5 +360,5 @@ def test_the_sheet_shows_every_face(face_model, tmp_path):
 
 def test_the_command_line_names_what_it_wants(capsys):
     with pytest.raises(SystemExit):
-        main(["sheet"])
+        main(["show", "procedural"])
     assert "--out" in capsys.readouterr().err

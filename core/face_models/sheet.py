@@ -112,16 +112,18 @@ def _people(model: FaceModel, count: int, seed: int) -> list[_Cell]:
 
 def _pictures(model: FaceModel, cells: list[_Cell], size: int) -> list[Image.Image]:
     grid = uv_grid(model.uv, model.triangles, TEXTURE)
-    centre = model.landmarks(model.mean)[30]  # the tip of the nose
+    points = model.landmarks(model.mean)
+    ears, nose = points[[0, 16]].mean(0), points[30]
+    pivot = torch.stack([ears[0], nose[1], ears[2]])  # of the turns, wherever the origin is
     pictures = []
     for start in range(0, len(cells), BATCH):
         batch = cells[start : start + BATCH]
-        vertices = torch.stack([cell.vertices for cell in batch])[:, None]
+        vertices = torch.stack([cell.vertices for cell in batch])[:, None] - pivot
         yaw = torch.tensor([radians(cell.yaw) for cell in batch])[:, None]
         zero = torch.zeros_like(yaw)
         rotation = frontal(vertices) @ rotation_from_euler(zero, yaw, zero)
         scale = torch.full_like(yaw, size / FACE_HEIGHT)
-        middle = torch.tensor([size / 2, size / 2]) - scale[..., None] * _flat(centre)
+        middle = torch.full((len(batch), 1, 2), size / 2)
         camera = WeakPerspectiveCamera(rotation, scale, middle)
         surface = draw(vertices, model.triangles, model.uv, camera, size)
         texture = bake(torch.stack([cell.albedo for cell in batch])[:, None], grid, model.triangles)
@@ -132,11 +134,6 @@ def _pictures(model: FaceModel, cells: list[_Cell], size: int) -> list[Image.Ima
             pictures.append(Image.fromarray(picture))
             ImageDraw.Draw(pictures[-1]).text((3, 2), cell.label, fill=(255, 255, 255))
     return pictures
-
-
-def _flat(point: Float[Tensor, "3"]) -> Float[Tensor, "2"]:
-    """How high a point lies in a picture, millimetres; no turn about y changes it."""
-    return torch.stack([torch.zeros_like(point[1]), -point[1]])
 
 
 def _light(like: Tensor) -> Float[Tensor, "b 1 9 1"]:
