@@ -83,11 +83,16 @@ class Clip:
         name: unique in the dataset; sample ids are "<name>/<frame without suffix>".
         identity: the person.
         frames: names of the frames in their order, as bytes (millions of strings are heavy).
+        yaw: of the head in each frame, degrees, NaN where unknown; None if it is not known before
+            reading.
+        light: number of the lamp that each frame was taken with; None if the light is not known.
     """
 
     name: str
     identity: str
     frames: np.ndarray
+    yaw: np.ndarray | None = None
+    light: np.ndarray | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -99,12 +104,14 @@ class Frame:
         landmarks: pixels of ``image``.
         confidence: in [0, 1]; 0 = missing.
         mask: 0 ... 255 as ``FaceBatch.masks``; None: the hull of the landmarks.
+        landmarks_3d: x, y in pixels, z in pixels towards the camera; None: there are none.
     """
 
     image: UInt8[Tensor, "3 h w"]
     landmarks: Float[Tensor, "68 2"]
     confidence: Float[Tensor, "68"]
     mask: Tensor | None = None
+    landmarks_3d: Float[Tensor, "68 3"] | None = None
 
 
 @runtime_checkable
