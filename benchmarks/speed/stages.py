@@ -17,9 +17,9 @@ from core.rasterize import Fragments, antialias, drtk, interpolate, nvdiffrast, 
 Work = Callable[[], object]
 
 DRAWN = ("rasterize", "interpolate", "renderer", "antialias")  # once per backend
-OTHERS = ("normals", "shading", "shading_points", "model")  # once per device
+OTHERS = ("normals", "shading", "shading_points", "model", "evaluation")  # once per device
 STAGES = (*DRAWN, *OTHERS)
-SIZELESS = ("normals", "shading_points", "model")  # no images are involved
+SIZELESS = ("normals", "shading_points", "model", "evaluation")  # no images are involved
 BACKENDS = ("cpu", "nvdiffrast", "drtk")
 
 
@@ -161,6 +161,23 @@ def _model(scene: Scene) -> dict[str, Work]:
     return {"cpu" if scene.device.type == "cpu" else "torch": run}
 
 
+def _evaluation(scene: Scene) -> dict[str, Work]:
+    """Shape and albedo, without gradients; "gemm" is one matrix product of the same size.
+
+    Of a mesh of this benchmark the coefficients are Deng et al.'s 224 of geometry and albedo.
+    """
+    model = scene.model
+    bases = (model.identity_basis, model.expression_basis, model.albedo_basis)
+    numbers = [torch.zeros(scene.batch, len(basis), device=scene.device) for basis in bases]
+    row, basis = torch.cat(numbers, 1), torch.cat(bases).flatten(1)
+
+    def run() -> object:
+        return model.shape(*numbers[:2]), model.albedo(numbers[2])
+
+    own = "cpu" if scene.device.type == "cpu" else "torch"
+    return {own: run, "gemm": lambda: row @ basis}
+
+
 WORK = {
     "rasterize": _rasterize,
     "interpolate": _interpolate,
@@ -172,4 +189,5 @@ OTHER_WORK = {
     "shading": _shading,
     "shading_points": _shading_points,
     "model": _model,
+    "evaluation": _evaluation,
 }
