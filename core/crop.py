@@ -184,7 +184,7 @@ def _sample_through(image: Tensor, inverse: Tensor, size: Size, samples: int) ->
         source = (image.shape[-2], image.shape[-1])
         through = _to_unit(image, source) @ inverse @ _to_unit(image, size).inverse()
         through = through.expand(*batch, 3, 3).reshape(-1, 3, 3)[:, :2]
-        grid = F.affine_grid(through, [len(through), 1, *fine_size], align_corners=False)
+        grid = _through_pixels(through, fine_size)
         inside = (grid.abs() <= 1).all(-1)[:, None]
         flat = image.reshape(-1, *image.shape[-3:])
         values = F.grid_sample(flat, grid, padding_mode="border", align_corners=False) * inside
@@ -192,6 +192,14 @@ def _sample_through(image: Tensor, inverse: Tensor, size: Size, samples: int) ->
     if samples == 1:
         return values
     return values.unflatten(-1, (width, samples)).unflatten(-3, (height, samples)).mean((-3, -1))
+
+
+def _through_pixels(matrix: Float[Tensor, "b 2 3"], size: tuple[int, int]) -> Tensor:
+    """The pixels' centres, in [-1, 1] x [-1, 1], moved: F.affine_grid without its long product."""
+    y, x = ((2 * torch.arange(n).to(matrix) + 1) / n - 1 for n in size)
+    along, down, offset = matrix[:, None].unbind(-1)
+    row, column = along * x[:, None], down * y[:, None] + offset
+    return row[:, None] + column[:, :, None]
 
 
 def _to_unit(like: Tensor, size: Size) -> Float[Tensor, "3 3"]:

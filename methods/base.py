@@ -25,10 +25,11 @@ class FaceMethod(LightningModule):
     """A method: subclasses write ``forward``, ``terms``, ``configure_optimizers``, ``weights``.
 
     Training and validation log each term unweighted, as ``train/<name>`` and ``val/<name>``, and
-    their weighted sum as ``train/loss`` and ``val/loss``. A training step whose gradient is not
-    finite changes nothing, neither parameters nor batch-norm statistics; it is counted in
-    ``train/skipped``, also across resumes, and its cause is logged. ``PATIENCE`` of them in a row
-    stop the training.
+    their weighted sum as ``train/loss`` and ``val/loss``; training only in each
+    ``trainer.log_every_n_steps``-th step, as each logged value costs about half a millisecond. A
+    training step whose gradient is not finite changes nothing, neither parameters nor batch-norm
+    statistics; it is counted in ``train/skipped``, also across resumes, and its cause is logged.
+    ``PATIENCE`` of them in a row stop the training.
 
     Subclasses do not call ``save_hyperparameters``: the run's config.yaml is the record, and from
     the checkpoint the values would override the command line.
@@ -44,8 +45,8 @@ class FaceMethod(LightningModule):
         self.skipped = 0
         self._skipped_in_a_row = 0
         self._batches: list[tuple[dict[str, Tensor], FaceBatch]] = []  # of the current step
-        # Batch norm's, and their values before the current step.
-        self._statistics: list[tuple[Tensor, Tensor]] = []
+        self._statistics: list[Tensor] = []  # batch norm's
+        self._before: list[Tensor] = []  # their values before the current step
 
     def forward(self, images: Float[Tensor, "b v 3 h w"]) -> Reconstruction:
         """One face per image; RGB in [0, 1]."""
@@ -55,10 +56,15 @@ class FaceMethod(LightningModule):
         """The losses of a batch, scalars, unweighted; their names are the fields of ``weights``."""
         raise NotImplementedError
 
+    def on_train_start(self) -> None:
+        """Looks for batch norm's statistics, now that they are on their device."""
+        self._statistics = _norm_statistics(self)
+        self._before = [torch.empty_like(value) for value in self._statistics]
+
     def training_step(self, batch: FaceBatch, batch_idx: int) -> Tensor:
         """The weighted sum of the terms."""
         if not self._batches:  # the first of a step; with accumulate_grad_batches others follow
-            self._statistics = [(value, value.clone()) for value in _norm_statistics(self)]
+            _copy(self._statistics, self._before)
         terms, loss = self._logged_terms("train", batch)
         self._batches.append(({name: term.detach() for name, term in terms.items()}, batch))
         return loss
@@ -87,9 +93,10 @@ class FaceMethod(LightningModule):
             self._skipped_in_a_row = 0
         else:
             self._skip()
-        self.log("train/gradient_norm", norm)
-        self.log("train/skipped", float(self.skipped))
-        self._batches, self._statistics = [], []
+        if self._logs_step:
+            self.log("train/gradient_norm", norm)
+            self.log("train/skipped", float(self.skipped))
+        self._batches = []
 
     def configure_gradient_clipping(
         self,
@@ -119,9 +126,7 @@ class FaceMethod(LightningModule):
     def _skip(self) -> None:
         for parameter in self.parameters():
             parameter.grad = None  # optimizers leave such parameters as they are
-        with torch.no_grad():
-            for value, before in self._statistics:
-                value.copy_(before)
+        _copy(self._before, self._statistics)
         self.skipped += 1
         self._skipped_in_a_row += 1
         causes = filter(None, (_not_finite(terms, batch) for terms, batch in self._batches))
@@ -134,10 +139,19 @@ class FaceMethod(LightningModule):
             )
         log.warning("step %d skipped (%d so far): %s", self.global_step, self.skipped, cause)
 
+    @property
+    def _logs_step(self) -> bool:
+        """Whether Lightning would pass on what this training step logs."""
+        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        return every > 0 and (self.global_step + 1) % every == 0
+
     def _logged_terms(self, stage: str, batch: FaceBatch) -> tuple[dict[str, Tensor], Tensor]:
         terms = self.terms(batch)
         loss = total(terms, self.weights)
-        size, evaluating = len(batch["images"]), stage != "train"
+        evaluating = stage != "train"
+        size = 0 if evaluating and batch.get("repeated") else len(batch["images"])
+        if not (evaluating or self._logs_step):
+            return terms, loss
         values = {f"{stage}/{name}": term.detach() for name, term in terms.items()}
         self.log_dict(values, batch_size=size, sync_dist=evaluating)
         self.log(f"{stage}/loss", loss.detach(), True, batch_size=size, sync_dist=evaluating)
@@ -148,6 +162,12 @@ def _norm_statistics(module: nn.Module) -> list[Tensor]:
     """Running means, variances and counts: the state that a forward pass changes."""
     norms = [m for m in module.modules() if isinstance(m, _NormBase) and m.track_running_stats]
     return [buffer for norm in norms for buffer in norm.buffers(recurse=False)]
+
+
+@torch.no_grad()
+def _copy(values: list[Tensor], into: list[Tensor]) -> None:
+    if values:
+        torch._foreach_copy_(into, values)
 
 
 def _not_finite(terms: dict[str, Tensor], batch: FaceBatch) -> str:

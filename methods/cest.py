@@ -18,6 +18,7 @@ lit face.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -26,7 +27,7 @@ from jaxtyping import Float, Int
 from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.optim import Adam
+from torch.optim import Adam, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from core.camera import WeakPerspectiveCamera, frontal
@@ -96,6 +97,10 @@ class Encoder(nn.Sequential):
         for parameter in last.parameters():
             nn.init.zeros_(parameter)
         super().__init__(*layers, last, nn.Flatten())
+
+    def kernels(self) -> list[Tensor]:
+        """Of the strided convolutions, but for the first, which sees colours, not features."""
+        return [layer.weight for layer in self if isinstance(layer, nn.Conv2d)][1:-1]
 
 
 class ReflectanceNet(nn.Module):
@@ -186,6 +191,8 @@ class CEST(FaceMethod):
             viewpoint's start.
         weights: of the loss terms.
         lr: learning rate of Adam.
+        kernel_lr: learning rate of Muon (Jordan et al. 2024), ours, for the convolutions of
+            viewpoint and shape; None = Adam for all, as in the paper.
         landmark_steps: for so many steps viewpoint and shape learn from the landmarks alone,
             several times as fast; 0 = everything from the start, as in the paper.
         anneal_steps: let the learning rate fall to 0 along a cosine until this step, after 50 in
@@ -219,6 +226,7 @@ class CEST(FaceMethod):
         face_extent_mm: float = 190.0,
         weights: Weights = Weights(),
         lr: float = 1e-3,
+        kernel_lr: float | None = None,
         landmark_steps: int = 0,
         anneal_steps: int | None = None,
         backend: Backend = "auto",
@@ -237,7 +245,8 @@ class CEST(FaceMethod):
         self.conditional, self.symmetry, self.consistency = conditional, symmetry, consistency
         self.detach_conditions = detach_conditions
         self.face_extent_mm = face_extent_mm
-        self.lr, self.landmark_steps, self.anneal_steps = lr, landmark_steps, anneal_steps
+        self.lr, self.kernel_lr = lr, kernel_lr
+        self.landmark_steps, self.anneal_steps = landmark_steps, anneal_steps
         self.backend = backend
         self.sliding_jaw = sliding_jaw(self.face_model) if jaw == "sliding" else None
         triangles = self.face_model.part(region) if region else self.face_model.triangles
@@ -424,19 +433,41 @@ class CEST(FaceMethod):
         return landmark_l2(points, batch["landmarks"], batch["landmark_confidence"], size)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """Adam, 1e-3 in the paper (Sec. 4.1)."""
+        """Adam, 1e-3 in the paper (Sec. 4.1); with ``kernel_lr`` partly Muon."""
         geometry = [*self.f_viewpoint.parameters(), *self.f_shape.parameters()]
         appearance = [*self.f_reflectance.parameters(), *self.f_light.parameters()]
-        groups = [{"params": geometry}, {"params": appearance}]
-        optimizer = Adam(groups, lr=self.lr, fused=True)
         until, start = self.anneal_steps, self.landmark_steps
-        scheduler = LambdaLR(
-            optimizer,
-            [
-                lambda step: annealed(step, until),
-                lambda step: annealed(step - start, until and until - start),
-            ],
-        )
+
+        def early(step: int) -> float:
+            return annealed(step, until)
+
+        def late(step: int) -> float:
+            return annealed(step - start, until and until - start)
+
+        optimizer: Optimizer
+        factors: list[Callable[[int], float]]
+        if self.kernel_lr is None:
+            groups = [{"params": geometry}, {"params": appearance}]
+            optimizer = Adam(groups, lr=self.lr, fused=True)
+            factors = [early, late]
+        else:
+            kernels = [*self.f_viewpoint.kernels(), *self.f_shape.kernels()]
+            chosen = set(kernels)
+            rest = [parameter for parameter in geometry if parameter not in chosen]
+            from timm.optim import Muon  # takes seconds
+
+            adam = {"lr": self.lr, "use_fallback": True, "betas": (0.9, 0.999), "eps": 1e-8}
+            optimizer = Muon(  # of timm, as it was published: no decay, no scaling by size
+                [
+                    {"params": kernels, "lr": self.kernel_lr, "nesterov": True},
+                    {"params": rest, **adam},
+                    {"params": appearance, **adam},
+                ],
+                adjust_lr_fn="original",
+                normalize_spatial=False,
+            )
+            factors = [early, early, late]
+        scheduler = LambdaLR(optimizer, factors)
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": scheduler, "interval": "step"},

@@ -55,7 +55,11 @@ class StepSeed(Callback):
 
     def _seed(self, trainer: Trainer, step: int, batch: int) -> None:
         # hash() of integers does not depend on the process; 64 bits are what torch takes
-        torch.manual_seed(hash((self.seed, step, batch, trainer.global_rank)) % 2**63)
+        number = hash((self.seed, step, batch, trainer.global_rank)) % 2**63
+        if torch.accelerator.is_available():
+            torch.manual_seed(number)
+        else:  # the same for the CPU alone, without a stack trace per call for a GPU to come
+            torch.default_generator.manual_seed(number)
 
 
 class LastCheckpoint(Checkpoint):

@@ -62,6 +62,25 @@ def test_terms_are_logged_unweighted_and_their_weighted_sum(tmp_path):
     assert all(float(row["train/gradient_norm"]) > 0 for row in rows if row["train/loss"])
 
 
+def test_only_steps_whose_log_is_kept_are_logged(tmp_path, monkeypatch):
+    logged = []
+    log = FakeMethod.log
+
+    def counted(self, name, *arguments, **options):
+        logged.append((self.global_step, name))
+        log(self, name, *arguments, **options)
+
+    monkeypatch.setattr(FakeMethod, "log", counted)
+    runs = trainer(tmp_path, 7, limit_val_batches=0)
+    runs.log_every_n_steps = 3
+    runs.fit(FakeMethod(nan_from=1, nan_steps=1), FakeFaces())
+    assert {step for step, _ in logged} == {2, 5}
+    with (tmp_path / "version_0" / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["step"], row["train/skipped"]) for row in rows] == [("2", "1.0"), ("5", "1.0")]
+    assert all(row["train/loss"] for row in rows)
+
+
 @pytest.mark.parametrize("precision", ["bf16-mixed", "32-true"])
 def test_gradients_are_clipped_also_for_fused_optimizers(tmp_path, precision):
     norms = []

@@ -490,6 +490,36 @@ def test_reflectance_and_light_begin_at_the_full_learning_rate(make):
     assert sum(counts) == sum(p.numel() for p in method.parameters())
 
 
+def test_muon_turns_the_kernels_of_viewpoint_and_shape(make, face_model):
+    """Each parameter is in one group; the rates anneal from their own starts; geometry learns."""
+    method = make(kernel_lr=0.05, lr=1e-3, landmark_steps=60, anneal_steps=100)
+    made = method.configure_optimizers()
+    optimizer, scheduler = made["optimizer"], made["lr_scheduler"]["scheduler"]
+    kernels, rest, appearance = optimizer.param_groups
+    assert [p.ndim for p in kernels["params"]] == [4] * 10
+    assert sum(len(group["params"]) for group in (kernels, rest, appearance)) == len(
+        list(method.parameters())
+    )
+    assert [group.get("use_fallback", False) for group in optimizer.param_groups] == [
+        False,
+        True,
+        True,
+    ]
+    batch, _ = clips(face_model)
+    history = []
+    for _ in range(50):
+        optimizer.zero_grad()
+        terms = method.terms_without_rendering(batch)
+        history.append(terms["landmark"].item())
+        total(terms, method.weights).backward()
+        optimizer.step()
+        scheduler.step()
+    assert history[-1] < 0.6 * history[0]
+    assert kernels["lr"] == pytest.approx(50 * rest["lr"])
+    assert kernels["lr"] == pytest.approx(0.025)
+    assert {p.grad is None for p in appearance["params"]} == {True}
+
+
 def test_expression_coefficients_are_standard_deviations(tmp_path):
     arrays = face_model_arrays()
     arrays["expression_std"] = np.linspace(0.1, 0.5, 5).astype(np.float32)
