@@ -25,12 +25,16 @@ def smooth_path(
 def smooth_field(
     rng: np.random.Generator, points: Float[np.ndarray, "*n 3"], wavelength: float, waves: int = 48
 ) -> Float[np.ndarray, "*n"]:
-    """A random field of RMS about 1 at points, of that wavelength in the points' unit."""
+    """A random field of RMS about 1 at points, of that wavelength in the points' unit.
+
+    In float32, whose cosines take a tenth of the time.
+    """
     direction = rng.normal(size=(waves, 3))
     direction /= np.linalg.norm(direction, axis=1, keepdims=True)
     wave = direction * (2 * np.pi / wavelength) * rng.uniform(0.7, 1.5, (waves, 1))
     phase = rng.uniform(0, 2 * np.pi, waves)
-    return np.cos(points @ wave.T + phase).sum(-1) * np.sqrt(2.0 / waves)
+    angle = points.astype(np.float32) @ wave.T.astype(np.float32) + phase.astype(np.float32)
+    return np.cos(angle).sum(-1) * np.float32((2.0 / waves) ** 0.5)
 
 
 def blurred_noise(

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from core.errors import DataError
 
-GENERATOR_VERSION = 1
+GENERATOR_VERSION = 2
 
 
 @dataclass(frozen=True)
