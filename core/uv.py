@@ -55,16 +55,17 @@ class UVGrid:
 def uv_grid(uv: Float[Tensor, "n 2"], triangles: Int[Tensor, "t 3"], size: Size) -> UVGrid:
     """The barycentric coordinates of every texel in its UV triangle (CEST Eq. 12).
 
-    Computed in float64, returned as float32. Of triangles that overlap the first counts.
+    Computed in float64, returned as float32. Of triangles that overlap the first counts. Those that
+    join the left edge of the map to the right one, where the map of a whole head is cut, are left
+    out.
 
     Raises:
         ValueError: no texel lies in a triangle.
     """
     height, width = height_width(size)
     topology(triangles).check(len(uv))
-    index, weights = _cover(
-        uv.detach().cpu().double().numpy(), triangles.cpu().numpy(), height, width
-    )
+    points, corners = uv.detach().cpu().double().numpy(), triangles.cpu().numpy()
+    index, weights = _cover(points, corners, uncut(points, corners), height, width)
     mask = index >= 0
     if not mask.any():
         raise ValueError(
@@ -78,6 +79,18 @@ def uv_grid(uv: Float[Tensor, "n 2"], triangles: Int[Tensor, "t 3"], size: Size)
         torch.from_numpy(weights).float().to(uv.device),
         torch.from_numpy(mask).to(uv.device),
     )
+
+
+def uncut(uv: Float[np.ndarray, "n 2"], triangles: Int[np.ndarray, "t 3"]) -> Int[np.ndarray, " s"]:
+    """Numbers of the triangles but for those across the cut of the map of a whole head.
+
+    Such a triangle is over half the map wide, and turned over, unlike most.
+    """
+    a, b, c = (uv[triangles[:, k]] for k in range(3))
+    (px, py), (qx, qy) = (b - a).T, (c - a).T
+    side = np.sign(px * qy - py * qx)
+    wide = np.ptp(uv[triangles, 0], axis=1) > 0.5
+    return np.flatnonzero(~wide | (side * side.sum() >= 0))
 
 
 def bake(
@@ -195,11 +208,11 @@ def _facing(first, last, pixels, triangles, facing):  # noqa: ANN001, ANN202
 
 @njit(nogil=True, cache=True, error_model="numpy")
 @no_type_check
-def _cover(uv, triangles, height, width):  # noqa: ANN001, ANN202
-    """The first triangle that covers each texel's centre (-1: none), and barycentric weights."""
+def _cover(uv, triangles, kept, height, width):  # noqa: ANN001, ANN202
+    """The first kept triangle that covers each texel's centre (-1: none), and its weights."""
     index = np.full((height, width), -1, np.int64)
     weights = np.zeros((height, width, 3))
-    for t in range(len(triangles)):
+    for t in kept:
         ax, ay = uv[triangles[t, 0], 0] * width, uv[triangles[t, 0], 1] * height
         bx, by = uv[triangles[t, 1], 0] * width, uv[triangles[t, 1], 1] * height
         cx, cy = uv[triangles[t, 2], 0] * width, uv[triangles[t, 2], 1] * height

@@ -10,13 +10,17 @@ import scipy.io
 import torch
 from scipy.spatial.transform import Rotation
 
+from core.camera import WeakPerspectiveCamera, frontal
 from core.errors import AssetNotFoundError, DataError, MonofaceError
 from core.face_models import load_face_model
 from core.face_models.__main__ import main
-from core.face_models.correspondence import Correspondence
+from core.face_models.contour import sliding_jaw
+from core.face_models.correspondence import Correspondence, Mesh
 from core.face_models.importers import KINDS, bfm2009, flame, ict, import_face_model
+from core.face_models.importers.complete import _outer_first, _outwards
 from core.face_models.importers.raw import RawFolder
 from core.landmarks import MIRROR
+from core.rotation import rotation_from_euler
 from tests.fakes import raw_models
 
 SAMPLES = Path(__file__).resolve().parents[2] / "shared" / "samples"
@@ -27,6 +31,7 @@ WRITERS = {
     "flame": raw_models.write_flame,
     "ict": raw_models.write_ict,
 }
+FORMS = {name: kind.variants[0] for name, kind in KINDS.items()} | {"bfm2019": "full"}
 EXECUTES = b"cos\nsystem\n(S'true'\ntR."  # a pickle that would run a program
 SECONDS: dict[str, float] = {}
 
@@ -40,7 +45,7 @@ def imported(tmp_path_factory):
     def get(name, variant=None):
         if name not in written:
             written[name] = WRITERS[name](root / name)
-        variant = variant or {"bfm2019": "full"}.get(name, KINDS[name].variants[0])
+        variant = variant or FORMS[name]
         if (name, variant) not in models:
             start = time.process_time()
             out = root / f"{name}-{variant}.npz"
@@ -56,10 +61,17 @@ def vertex(array, i):
     return array[3 * i : 3 * i + 3].astype(np.float64)
 
 
-@pytest.mark.parametrize("name", WRITERS)
-def test_an_imported_model_is_a_sound_face_with_everything(imported, name):
-    _, model, _ = imported(name)
-    again = load_face_model(str(imported(name)[2].parent / f"{model.name}.npz"))
+def rows(triangles):
+    """The triangles in any order, none twice."""
+    found = {tuple(corners) for corners in triangles.tolist()}
+    assert len(found) == len(triangles)
+    return found
+
+
+@pytest.mark.parametrize(("name", "variant"), [*FORMS.items(), ("bfm2009", "53215")])
+def test_an_imported_model_is_a_sound_face_with_everything(imported, name, variant):
+    _, model, folder = imported(name, variant)
+    again = load_face_model(str(folder.parent / f"{model.name}.npz"))
     assert torch.equal(again.identity_basis, model.identity_basis)
     assert {"face", "skin", "eyes", "brows", "nose", "lips"} <= set(model.region_names)
     points = model.landmarks(model.mean)
@@ -104,49 +116,57 @@ def test_bfm2009_of_deng_follows_the_chain_of_indices(imported):
     assert torch.equal(model.landmark_vertices[:, 0], torch.tensor(raw["keypoints"][0] - 1).long())
     assert np.array_equal(model.region("face"), raw["frontmask2"][0] > 0)
     tri = raw["tri"].astype(int) - 1
-    assert np.array_equal(model.triangles, tri)
+    assert rows(model.triangles) == rows(tri)
 
 
 def test_bfm2009_of_300w_lp_keeps_its_origin_and_3ddfas_expressions(imported):
-    raw, model, _ = imported("bfm2009", "53215")
+    raw, _, folder = imported("bfm2009")
+    parts = bfm2009.read(RawFolder(folder, ""), "53215")
     full = raw["trimIndex"][:, 0].astype(int) - 1
-    assert len(model.expression_basis) == 29
+    assert len(parts.expression_basis) == 29
     for i in (0, 40_000):
         mean = vertex(raw["shapeMU"][:, 0], full[i]) / 1000 + 0.25  # mu_exp
-        np.testing.assert_allclose(model.mean[i], mean, atol=1e-3)
+        np.testing.assert_allclose(parts.mean[i], mean, atol=1e-3)
+        identity = vertex(raw["shapePC"][:, 198], full[i]) * raw["shapeEV"][198, 0] / 1000
+        np.testing.assert_allclose(parts.identity_basis[198, i], identity, rtol=1e-5)
         expression = vertex(raw["w_exp"][:, 7], i) * raw["sigma_exp"][7, 0] / 1000
-        np.testing.assert_allclose(model.expression_basis[7, i], expression, rtol=1e-5)
-    assert tuple(model.landmark_vertices[:, 0].tolist()) == bfm2009.KEYPOINTS
-    assert "triangles: were clockwise, turned" in model.notes
-    kept = np.isin(raw["tl"].astype(int) - 1, full).all(1).sum()
-    assert len(model.triangles) == kept
+        np.testing.assert_allclose(parts.expression_basis[7, i], expression, rtol=1e-5)
+    assert tuple(parts.landmarks[0][:, 0].tolist()) == bfm2009.KEYPOINTS
+    kept = np.isin(raw["tl"].astype(int) - 1, full).all(1)
+    assert np.array_equal(full[parts.triangles], raw["tl"][kept].astype(int) - 1)
 
 
 def test_bfm2009_takes_the_other_expressions_where_its_own_are_missing(imported, tmp_path):
-    _, model, folder = imported("bfm2009", "53215")
-    for file in folder.iterdir():
-        if file.name != "Model_Exp.mat":
-            (tmp_path / file.name).symlink_to(file)
-    parts = bfm2009.read(RawFolder(tmp_path, ""), "53215")
-    assert len(parts.expression_basis) == 79
-    np.testing.assert_allclose(parts.mean[0] + 0.25, model.mean[0], atol=1e-4)  # no mu_exp
+    raw, _, folder = imported("bfm2009")
+    for name in ("Exp_Pca.bin", "std_exp.txt"):
+        (tmp_path / name).symlink_to(folder / name)
+    modes, mean, notes = bfm2009._expressions(RawFolder(tmp_path, ""), guo_first=False)
+    np.testing.assert_allclose(modes[78, 9], raw["guo"][79, 9] * raw["std_exp"][78] / 1000, 1e-5)
+    assert not mean.any()
+    assert "Guo" in notes[0]
     (tmp_path / "std_exp.txt").unlink()
     with pytest.raises(AssetNotFoundError, match=r"'std_exp.txt' not found at .*Deep3DFaceRecon"):
-        bfm2009.read(RawFolder(tmp_path, ""), "53215")
+        bfm2009._expressions(RawFolder(tmp_path, ""), guo_first=True)
 
 
-@pytest.mark.parametrize(("name", "variant"), [("bfm2017", "face12"), ("bfm2019", "full")])
-def test_basel_models_in_hdf5_scale_by_the_root_of_the_variance(imported, name, variant):
-    raw, model, _ = imported(name, variant)
+def test_basel_models_in_hdf5_scale_by_the_root_of_the_variance(imported):
+    raw, _, folder = imported("bfm2019")
+    parts = KINDS["bfm2019"].read(RawFolder(folder, ""), "full")
     i = 1234
     mean = vertex(raw["shape/model/mean"], i) + vertex(raw["expression/model/mean"], i)
-    np.testing.assert_allclose(model.mean[i], mean, atol=1e-4)
-    found = {"shape": model.identity_basis, "expression": model.expression_basis}
-    for kind, basis in (found | {"color": model.albedo_basis}).items():
+    np.testing.assert_allclose(parts.mean[i], mean, atol=1e-4)
+    found = {"shape": parts.identity_basis, "expression": parts.expression_basis}
+    for kind, basis in (found | {"color": parts.albedo_basis}).items():
         mode = vertex(raw[f"{kind}/model/pcaBasis"][:, 50], i)
         expected = mode * raw[f"{kind}/model/pcaVariance"][50] ** 0.5
         np.testing.assert_allclose(basis[50, i], expected, rtol=1e-5)
-    assert np.array_equal(model.triangles, raw["shape/representer/cells"].T)
+    np.testing.assert_allclose(parts.albedo_mean[i], [0.7, 0.5, 0.4], rtol=1e-6)
+    assert np.array_equal(parts.triangles, raw["shape/representer/cells"].T)
+
+
+def test_basel_models_in_hdf5_get_their_landmarks_from_the_named_points(imported):
+    raw, model, _ = imported("bfm2017")
+    assert rows(model.triangles) == rows(raw["shape/representer/cells"].T)
     points = model.landmarks(model.mean).numpy()
     miss = np.linalg.norm(points - raw["landmarks"], axis=1)
     assert miss.mean() < 2.5  # they come from 21 named points
@@ -178,7 +198,22 @@ def test_flames_jaw_modes_are_the_derivative_of_its_blend_skinning(imported):
     )
     vertices = (model.landmark_vertices * (model.landmark_weights > 0.5)).sum(-1)
     assert torch.equal(vertices, torch.from_numpy(raw["landmarks"]))
+
+
+def test_a_frontal_flame_keeps_its_jaw_and_a_turned_one_slides(imported):
+    _, model, _ = imported("flame")
     assert model.contour_vertices.shape == (17, 79, 3)
+    assert (model.contour_vertices[8] == model.landmark_vertices[8]).all()  # the chin stays
+    jaw, vertices = sliding_jaw(model), model.mean[None]
+    zero = torch.zeros(1)
+    moved = {}
+    for yaw in (0.0, 0.7):
+        turn = frontal(zero) @ rotation_from_euler(zero, zero + yaw, zero)
+        view = WeakPerspectiveCamera(turn, torch.ones(1), torch.zeros(1, 2))
+        moved[yaw] = (jaw(vertices, view) - model.landmarks(vertices)).norm(dim=-1)[0]
+    assert moved[0.0].max() < 1e-4
+    assert moved[0.7][1:6].min() > 3
+    assert moved[0.7][8:].max() < 1e-4
 
 
 def test_a_model_without_albedo_gets_a_stated_stand_in(imported):
@@ -200,7 +235,10 @@ def test_ict_from_its_folder_of_obj_files(imported, variant):
     raw, model, _ = imported("ict", variant)
     count = ict.VERTICES[variant]
     np.testing.assert_allclose(model.mean, 10 * raw["mean"][:count], atol=1e-4)
-    np.testing.assert_allclose(model.uv, raw["uv"][:count] * [1, -1] + [0, 1], atol=1e-5)
+    if variant == "face":
+        np.testing.assert_allclose(model.uv, raw["uv"][:count] * [1, -1] + [0, 1], atol=1e-5)
+    else:  # its own lie on two tiles
+        assert raw["uv"].max() > 1 >= model.uv.max()
     names = [f"identity{k:03d}" for k in range(100)]
     last = model.expression_names.index("expression52")
     for basis, name in [
@@ -237,11 +275,39 @@ def test_ict_from_the_real_packed_file(tmp_path):
         assert np.array_equal(ict.LANDMARKS, raw["landmarks68"])
         # What the folder's reader works out, against the packed file.
         assert np.array_equal(ict._mirrored(raw["vertices"].astype(np.float64)), raw["symmetry"])
+    ears = (model.mean[:, 0].abs() > 80) & (model.mean[:, 1].abs() < 40)
+    redness = model.albedo_mean[ears] - model.albedo_mean[model.region("skin")].mean(0)
+    assert redness.abs().max() < 0.2  # skin, not hair
     outer = (model.landmarks(model.mean)[45] - model.landmarks(model.mean)[36]).norm()
     assert outer.item() == pytest.approx(89.18, abs=0.05)  # millimetres
     opened = model.shape(torch.zeros(100), torch.eye(53)[opens])
     gap = [model.landmarks(v)[[62, 66], 1] for v in (model.mean, opened)]
     assert gap[1][0] - gap[1][1] > gap[0][0] - gap[0][1] + 20  # the mouth opens
+
+
+@pytest.mark.skipif(not (SAMPLES / "ict_facekit").is_dir(), reason="no real ICT data here")
+@pytest.mark.parametrize(
+    ("key", "change", "message"),
+    [
+        ("vertices", lambda v: v / 100, r"measures 2\.885 mm"),  # metres
+        ("vertices", lambda v: np.where(np.arange(len(v))[:, None] == 5, np.nan, v), "nan"),
+        ("vertices", lambda v: v * np.float32([1, 1, -1]), "the nose is -35.2 mm before"),
+        ("vertices", lambda v: v[0], r"'vertices' has shape \(3,\), wanted \(any, 3\)"),
+        ("faces", lambda f: f[:0], "and 0 triangles"),
+        ("faces", lambda f: f + 1, r"indices 1\.\.9409, wanted 0\.\.9408"),
+        ("landmarks68", lambda i: i[:67], r"has shape \(67,\), wanted \(68,\)"),
+        ("landmarks68", lambda i: i + 1, "landmarks .* out of order"),
+        ("uv", lambda uv: uv * [1, -1] + [0, 1], "v grows upwards"),
+    ],
+)
+def test_a_broken_file_is_refused_in_words(tmp_path, key, change, message):
+    with np.load(SAMPLES / "ict_facekit" / "ict_face.npz") as raw:
+        arrays = dict(raw)
+    np.savez(tmp_path / "ict_face.npz", **arrays | {key: change(arrays[key])})
+    with pytest.raises(DataError, match=message) as caught:
+        import_face_model("ict", tmp_path, tmp_path / "out.npz")
+    assert str(tmp_path) in str(caught.value) or "ict_face.npz" in str(caught.value)
+    assert not (tmp_path / "out.npz").exists()
 
 
 @pytest.mark.skipif(not (SAMPLES / "bfm_indices").is_dir(), reason="no real index files here")
@@ -255,7 +321,29 @@ def test_the_constants_agree_with_the_real_index_files():
     assert np.array_equal(full, read["select_vertex_id"]["select_id"][:, 0])
 
 
-@pytest.mark.parametrize("name", WRITERS)
+def test_clockwise_triangles_are_turned_and_mixed_ones_refused():
+    vertices = np.float64([[0, 0, 0], [10, 0, 0], [10, 10, 0], [0, 10, 0]])
+    clockwise = Mesh(vertices, np.array([[0, 2, 1], [0, 3, 2]]))
+    notes = []
+    turned = _outwards(clockwise, vertices.mean(0), notes)
+    assert turned.triangles.tolist() == [[0, 1, 2], [0, 2, 3]]
+    assert notes == ["triangles: were clockwise, turned"]
+    assert _outwards(turned, vertices.mean(0), notes) is turned
+    with pytest.raises(DataError, match="50% of the triangles' area"):
+        _outwards(Mesh(vertices, np.array([[0, 2, 1], [0, 2, 3]])), vertices[0], notes)
+
+
+def test_what_others_hide_on_the_map_comes_last():
+    uv = np.float32([[0.1, 0.1], [0.9, 0.1], [0.1, 0.9], [0.2, 0.2], [0.5, 0.2], [0.2, 0.5]])
+    radius = np.float64([90, 90, 90, 100, 100, 100])
+    triangles = np.array([[0, 1, 2], [3, 4, 5]])
+    found = _outer_first(uv, radius, triangles)
+    assert found.tolist() == triangles.tolist()  # both are seen
+    inner = _outer_first(uv, radius[::-1].copy(), triangles[::-1].copy())
+    assert inner.tolist() == triangles.tolist()
+
+
+@pytest.mark.parametrize("name", KINDS)
 def test_a_partial_folder_names_the_file_where_to_get_it_and_the_licence(tmp_path, name):
     out = tmp_path / "out.npz"
     with pytest.raises(AssetNotFoundError, match=f"raw folder of {name} not found at .*Licence"):
@@ -325,6 +413,12 @@ def test_the_command_line_imports_lists_checks_and_shows(imported, tmp_path, cap
     with pytest.raises(SystemExit, match="2"):
         main(["import", "itc", "--raw", str(folder), "--out", str(out)])
     assert "no importer 'itc'; there are bfm2009" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        main(["show", "procedural", "--out", str(tmp_path / "sheet.xyz")])
+    assert "must end like a picture" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        main(["map", "procedural", "procedural", "--out", str(out / "map.npz")])  # a file
+    assert f"'{out}'" in capsys.readouterr().err
     with pytest.raises(MonofaceError, match="no variant 'neck'; it has face, head"):
         import_face_model("ict", folder, out, "neck")
 
@@ -332,4 +426,5 @@ def test_the_command_line_imports_lists_checks_and_shows(imported, tmp_path, cap
 def test_all_imports_together_take_less_than_half_a_minute(imported):
     for name in WRITERS:
         imported(name)
+    imported("bfm2009", "53215")
     assert sum(SECONDS.values()) < 30, SECONDS

@@ -7,7 +7,7 @@ import torch
 from core.camera import PerspectiveCamera, WeakPerspectiveCamera, frontal
 from core.render import draw
 from core.rotation import rotation_from_euler
-from core.uv import bake, sample_vertices, unwrap, uv_grid, wrap
+from core.uv import bake, sample_vertices, uncut, unwrap, uv_grid, wrap
 
 SIZE = 96
 
@@ -238,3 +238,21 @@ def test_unwrap_keeps_float32_under_autocast(face_model):
     with torch.autocast("cpu", dtype=torch.bfloat16):
         found = unwrap(*arguments)
     torch.testing.assert_close(found, expected)
+
+
+def test_triangles_across_the_cut_behind_a_head_cover_nothing():
+    around = 8  # a tube whose last column joins the first
+    u = (torch.arange(around) + 0.5) / around
+    uv = torch.stack([u.repeat(2), torch.tensor([0.1, 0.9]).repeat_interleave(around)], -1)
+    a = torch.arange(around)
+    b = (a + 1) % around
+    triangles = torch.cat([torch.stack([a, b, b + 8], -1), torch.stack([a, b + 8, a + 8], -1)])
+    across = [7, 15]
+    for order in (triangles, triangles.flip(0)):
+        grid = uv_grid(uv, order, 32)
+        seen = {tuple(t) for t in order[grid.triangle_index.unique()].tolist()}
+        assert seen.isdisjoint({tuple(t) for t in triangles[across].tolist()})
+        assert len(seen) == 14
+        assert not grid.mask[:, :2].any()  # beyond the first column: padded
+    folded = torch.cat([triangles, triangles[:1].flip(1)])  # turned over, but narrow
+    assert uncut(uv.numpy(), folded.numpy()).tolist() == [i for i in range(17) if i not in across]

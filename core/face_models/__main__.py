@@ -27,7 +27,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = _parser().parse_args(arguments)
     try:
         COMMANDS[options.command](options)
-    except MonofaceError as error:
+    except (MonofaceError, OSError) as error:  # OSError: a place that cannot be read or written
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
 

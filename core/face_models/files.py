@@ -7,6 +7,7 @@ arrays in the machine's byte order.
 
 import math
 import os
+import struct
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -38,6 +39,7 @@ FILTERS = {  # of HDF5: those that come with the library and work on the data al
     h5py.h5z.FILTER_SHUFFLE,
     h5py.h5z.FILTER_FLETCHER32,
 }
+HEAP = 2**24  # bytes among which a string may lie
 HOPS = 16  # soft links to follow
 
 
@@ -154,8 +156,8 @@ def read_h5(
 ) -> dict[str, np.ndarray]:
     """The named datasets of an HDF5 file, read from this file alone.
 
-    Numbers of damaged files are refused; a damaged string of variable length can keep the HDF5
-    library itself busy for ever, so ask for strings only where there is no other way.
+    A damaged string of variable length could keep the HDF5 library busy for ever; those are read
+    without it.
 
     Args:
         path: of the .h5.
@@ -175,7 +177,7 @@ def read_h5(
         for key, wanted in shapes.items():
             _check_dataset(key, found[key], wanted, limit_gb * GB)
         check_total(sum(dataset.nbytes for dataset in found.values()), limit_gb * GB)
-        return {key: _values(dataset) for key, dataset in found.items()}
+        return {key: _values(path, key, dataset) for key, dataset in found.items()}
 
 
 def _dataset(file: h5py.File, key: str) -> h5py.Dataset:
@@ -219,9 +221,40 @@ def _check_dataset(key: str, dataset: h5py.Dataset, wanted: Shape, limit: float)
         check_total(math.prod(dataset.chunks) * dataset.dtype.itemsize, limit)
 
 
-def _values(dataset: h5py.Dataset) -> np.ndarray:
+def _values(path: Path, key: str, dataset: h5py.Dataset) -> np.ndarray:
     """The numbers, or the one string, of a dataset that was checked."""
-    if h5py.check_string_dtype(dataset.dtype):
-        return np.array(dataset.asstr()[()]).reshape(())
+    kind = h5py.check_string_dtype(dataset.dtype)
+    if kind and kind.length is None:
+        return np.array(_text(path, key, dataset))
+    if kind:
+        return np.array(dataset.asstr()[()], str).reshape(())
     values = np.asarray(dataset[()])
     return values.astype(values.dtype.newbyteorder("="), copy=False)
+
+
+def _text(path: Path, key: str, dataset: h5py.Dataset) -> str:
+    """The one string of variable length of a dataset, from the file's bytes.
+
+    The dataset holds its length and where it lies: the address of a heap ("GCOL", version, the
+    heap's size) and its number among the heap's objects (number, size, content), as "HDF5 File
+    Format Specification" III.E has them.
+    """
+    at, sizes = dataset.id.get_offset(), dataset.file.id.get_create_plist().get_sizes()
+    if at is None or sizes != (8, 8):
+        raise DataError(f"'{key}' is a string that is stored in an unusual way")
+    with path.open("rb") as stream:
+        stream.seek(at)
+        length, address, number = struct.unpack("<IQI", stream.read(16))
+        stream.seek(address + dataset.file.userblock_size)
+        signature, size = struct.unpack("<8sQ", stream.read(16))
+        if signature != b"GCOL\1\0\0\0" or size > HEAP:
+            raise DataError(f"'{key}' is a string in no heap, or in one of {size} bytes")
+        heap = stream.read(size - 16)
+    start = 0
+    while start + 16 <= len(heap):
+        found, size = struct.unpack_from("<H6xQ", heap, start)
+        start += 16
+        if found == number and length <= size <= len(heap) - start:
+            return heap[start : start + length].decode()
+        start += (size + 7) // 8 * 8
+    raise DataError(f"'{key}' is a string that its heap does not hold")

@@ -10,6 +10,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from core.camera import WeakPerspectiveCamera, frontal
+from core.errors import MonofaceError
 from core.face_models.model import FaceModel
 from core.lighting import AMBIENT
 from core.render import draw, render
@@ -46,7 +47,13 @@ def write_sheet(
         size: side of a cell, pixels.
         people: how many random people, each frontal and turned.
         seed: of the random people.
+
+    Raises:
+        MonofaceError: no kind of picture has this ending.
+        OSError: the file cannot be written.
     """
+    if path.suffix.lower() not in Image.registered_extensions():
+        raise MonofaceError(f"'{path}' must end like a picture, for instance in .png")
     rows = [
         _mean(model),
         _modes(model, "identity"),

@@ -213,6 +213,11 @@ def write_flame(folder: Path) -> dict[str, np.ndarray]:
             del sys.modules[name]
     first = np.full(count, -1)  # a triangle that begins at each vertex
     first[head.triangles[:, 0]] = np.arange(len(head.triangles))
+    rows = np.linspace(0, 1, 79)[:, None, None]
+    jaw = head.vertices[head.landmarks[:17]]
+    path = jaw + rows * (head.vertices[head.landmarks[30]] - jaw) * [0.4, 0, 0.4]
+    beginning = np.flatnonzero(first >= 0)
+    sliding = first[beginning[KDTree(head.vertices[beginning]).query(path)[1]]]
     at_mark = first[head.landmarks]
     corner = np.float64([1, 0, 0])
     if (at_mark < 0).any():  # at the border: any corner will do
@@ -220,14 +225,10 @@ def write_flame(folder: Path) -> dict[str, np.ndarray]:
             first[head.triangles[:, k]] = np.arange(len(head.triangles))
         at_mark = first[head.landmarks]
     shares = (head.triangles[at_mark] == head.landmarks[:, None]) * 1.0
-    rows = np.linspace(0, 1, 79)[:, None, None]
-    jaw = head.vertices[head.landmarks[:17]]
-    path = jaw + rows * (head.vertices[head.landmarks[30]] - jaw) * [0.4, 0, 0.4]
-    sliding = first[KDTree(head.vertices[np.unique(head.triangles[:, 0])]).query(path)[1]]
     embedding = {
         "static_lmk_faces_idx": at_mark[17:],
         "static_lmk_bary_coords": shares[17:],
-        "dynamic_lmk_faces_idx": torch.from_numpy(np.maximum(sliding, 0)),
+        "dynamic_lmk_faces_idx": torch.from_numpy(sliding),
         "dynamic_lmk_bary_coords": torch.from_numpy(np.tile(corner, (79, 17, 1))),
         "full_lmk_faces_idx": at_mark[None],
         "full_lmk_bary_coords": shares[None],
@@ -239,7 +240,8 @@ def write_flame(folder: Path) -> dict[str, np.ndarray]:
 def write_ict(folder: Path) -> dict[str, np.ndarray]:
     """ICT-FaceKit's FaceXModel: 26,719 vertices in 154 .obj files; a shape moves 300 of them.
 
-    Returns "mean" (11248, 3), "uv" (11248, 2; v up) and "moved", by file name the vertices and how.
+    Returns "mean" (11248, 3), "uv" (11248, 2; v up, two tiles) and "moved", by file name the
+    vertices and how.
     """
     folder.mkdir(parents=True, exist_ok=True)
     face, count = ict.VERTICES["face"], ict.VERTICES["head"]
@@ -262,6 +264,7 @@ def write_ict(folder: Path) -> dict[str, np.ndarray]:
         for i, (a, b, c, d) in enumerate(part.tolist()):
             faces += [[a, b, c], [a, c, d]] if i < cut else [[a, b, c, d]]
     uv = np.column_stack([0.5 + mean[:, 0] / 20, 0.5 + mean[:, 1] / 40])
+    uv[face:, 0] += 1  # the second tile
     lines = [f"v {x:.6f} {y:.6f} {z:.6f}" for x, y, z in mean.tolist()]
     lines += ["v 0.5 1.5 -9.25"] * (26719 - count)
     tail = [f"vt {u:.6f} {v:.6f}" for u, v in uv.tolist()]

@@ -54,8 +54,12 @@ def import_face_model(
         raise MonofaceError(f"'{out}' must end in .npz")
     if not raw.is_dir():
         raise AssetNotFoundError(f"the raw folder of {name}", f"'{raw}'", kind.source, kind.licence)
-    arrays = complete(kind.read(RawFolder(raw, kind.licence), variant), kind, f"{name}-{variant}")
-    model = FaceModel(arrays)
+    parts = kind.read(RawFolder(raw, kind.licence), variant)
+    try:
+        arrays = complete(parts, kind, f"{name}-{variant}")
+        model = FaceModel(arrays)
+    except DataError as error:
+        raise DataError(f"the files in '{raw}' make no face model: {error}") from error
     findings = health(model)
     failures = [finding.text for finding in findings if finding.level == "failure"]
     if failures:

@@ -135,10 +135,9 @@ def _linear(
 ) -> tuple[Float[np.ndarray, "m 3"], Float[np.ndarray, "k m 3"]]:
     """Mean and modes per standard deviation of the kept vertices."""
     mean = basel[f"{kind}MU"].reshape(ALL, 3)[kept] / unit
-    modes = basel[f"{kind}PC"].reshape(ALL, 3, -1)[kept] * (basel[f"{kind}EV"][:, 0] / unit)
-    return mean.astype(np.float32), np.ascontiguousarray(
-        modes.astype(np.float32).transpose(2, 0, 1)
-    )
+    modes = basel[f"{kind}PC"].T.reshape(-1, ALL, 3)[:, kept].astype(np.float32, copy=False)
+    modes *= (basel[f"{kind}EV"] / unit).astype(np.float32)[..., None]
+    return mean.astype(np.float32), modes
 
 
 def _expressions(

@@ -128,9 +128,9 @@ def _linear(
             f"variances of {variance.shape} (least {variance.min():g}), wanted (3n), (3n, k) and "
             "(k), none negative; download the file again"
         )
-    modes = (basis * np.sqrt(variance)).astype(np.float32)
-    modes = np.ascontiguousarray(modes.T).reshape(len(variance), -1, 3)
-    return mean.astype(np.float32).reshape(-1, 3), modes
+    modes = np.array(basis.T, np.float32, order="C")
+    modes *= np.sqrt(variance).astype(np.float32)[:, None]
+    return mean.astype(np.float32).reshape(-1, 3), modes.reshape(len(variance), -1, 3)
 
 
 def _seeds(text: np.ndarray, where: str) -> tuple[list[tuple[int, ...]], Float[np.ndarray, "s 3"]]:

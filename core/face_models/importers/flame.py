@@ -8,7 +8,8 @@ The raw folder holds:
   (5023, 3, 36); J_regressor (5, 5023); weights (5023, 5); f (9976, 3) counted from 0.
 * ``landmark_embedding.npy``: full_lmk_faces_idx (1, 68) and full_lmk_bary_coords (1, 68, 3), the 68
   landmarks; dynamic_lmk_faces_idx (79, 17) and dynamic_lmk_bary_coords (79, 17, 3), where the jaw's
-  points slide to.
+  points slide to. FLAME picks them by the yaw, we the one farthest out (``contour``); so that a
+  frontal face keeps its 68, those farther from the middle than the landmark itself are left out.
 
 **Pose**: neck and eyes are frozen at zero. The jaw is not: FLAME's expressions are without jaw pose
 and could not open the mouth. Its rotation is used to first order (blend skinning and pose
@@ -23,7 +24,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from core import landmarks
 from core.errors import DataError
+from core.face_models.contour import CHIN
 from core.face_models.files import read_embedding, read_pickle
 from core.face_models.importers.raw import Kind, Parts, RawFile, RawFolder, zero_based
 
@@ -68,7 +71,7 @@ def read(raw: RawFolder, variant: str) -> Parts:
     _check(embedding, EMBEDDED, str(where))
     triangles = zero_based(flame["f"], VERTICES, f"f of {path.name}", 0)
     modes = METRE * flame["shapedirs"].transpose(2, 0, 1)
-    jaw = [_jaw_mode(flame, axis) for axis in ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0))]
+    jaw_modes = [_jaw_mode(flame, axis) for axis in ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0))]
 
     def points(kind: str) -> tuple[np.ndarray, np.ndarray]:
         faces = zero_based(embedding[f"{kind}_lmk_faces_idx"], len(triangles), str(where), 0)
@@ -76,11 +79,21 @@ def read(raw: RawFolder, variant: str) -> Parts:
 
     corners, weights = points("full")
     sliding, shares = points("dynamic")
+    mean = (METRE * flame["v_template"]).astype(np.float32)
+
+    def aside(corners: np.ndarray, weights: np.ndarray) -> np.ndarray:
+        return np.abs((mean[corners, 0] * weights).sum(-1))
+
+    line = slice(len(landmarks.JAW))
+    beyond = aside(sliding, shares) > aside(corners[0, line], weights[0, line])
+    beyond[:, CHIN] = True  # the tip of the chin does not slide
+    sliding = np.where(beyond[..., None], corners[0, line], sliding)
+    shares = np.where(beyond[..., None], weights[0, line], shares)
     return Parts(
-        mean=(METRE * flame["v_template"]).astype(np.float32),
+        mean=mean,
         triangles=triangles,
         identity_basis=np.ascontiguousarray(modes[:IDENTITY], np.float32),
-        expression_basis=np.concatenate([jaw, modes[IDENTITY:]]).astype(np.float32),
+        expression_basis=np.concatenate([jaw_modes, modes[IDENTITY:]]).astype(np.float32),
         expression_names=["jaw_open", "jaw_left", *(f"expression{k}" for k in range(EXPRESSION))],
         landmarks=(corners[0], weights[0]),
         contour=(sliding.transpose(1, 0, 2), shares.transpose(1, 0, 2)),

@@ -11,8 +11,9 @@ Or one packed file ``ict_face.npz`` of the face alone, with the keys vertices, f
 exp_deltas, exp_names, uv, landmarks68, symmetry.
 
 Variants: ``face`` (the first 9,409 vertices: face, ears, front of the neck; eyes and mouth are
-holes) and ``head`` (11,248, the whole head; from the folder only). ICT-FaceKit light has no albedo:
-it is a stand-in (see ``complete``).
+holes) and ``head`` (11,248, the whole head; from the folder only; its own texture coordinates lie
+on two tiles, u up to 2, and are not used). ICT-FaceKit light has no albedo: it is a stand-in (see
+``complete``).
 """
 
 import json
@@ -23,6 +24,7 @@ from jaxtyping import Float, Int
 from scipy.spatial import KDTree
 
 from core.errors import AssetNotFoundError, DataError
+from core.face_models.checks import Shape, check_shape
 from core.face_models.files import read_npz
 from core.face_models.importers.raw import (
     Kind,
@@ -42,10 +44,16 @@ SYMMETRIC_MM = 1.0  # a vertex's mirror image has its partner so near
 ORIGIN = "Clone github.com/ICT-VGL/ICT-FaceKit and give its folder FaceXModel."
 NEUTRAL = RawFile(("generic_neutral_mesh.obj", "FaceXModel/generic_neutral_mesh.obj"), ORIGIN)
 PACKED = RawFile(("ict_face.npz",), ORIGIN)
-PACKED_KEYS = (
-    *("vertices", "faces", "id_deltas", "exp_deltas"),
-    *("exp_names", "uv", "landmarks68", "symmetry"),
-)
+PACKED_SHAPES: dict[str, Shape] = {
+    "vertices": (None, 3),
+    "faces": (None, 3),
+    "id_deltas": (None, None, 3),
+    "exp_deltas": (None, None, 3),
+    "exp_names": (None,),
+    "uv": (None, 2),
+    "landmarks68": (68,),
+    "symmetry": (None,),
+}
 # The 68 landmarks (ICT-FaceKit's table "Multi-PIE 68 point").
 LANDMARKS = (
     1225, 1888, 1052, 367, 1719, 1722, 2199, 1447, 966, 3661, 4390, 3927, 3924, 2608, 3272, 4088,
@@ -73,7 +81,7 @@ KIND = Kind(
     title="ICT-FaceKit light (Li et al. 2020)",
     licence="MIT",
     source="github.com/ICT-VGL/ICT-FaceKit (folder FaceXModel)",
-    gives="100 identity, 53 expression modes (ARKit's names), own UV map; albedo a stand-in",
+    gives="100 identity, 53 expression modes (ARKit's names), UV map; albedo a stand-in",
     variants=("face", "head"),
     read=read,
 )
@@ -83,9 +91,14 @@ def _packed(path: Path, variant: str) -> Parts:
     if variant != "face":
         raise DataError(f"'{path}' holds the variant 'face' only, not '{variant}'; {ORIGIN}")
     file = read_npz(path)
-    missing = [key for key in PACKED_KEYS if key not in file]
+    missing = [key for key in PACKED_SHAPES if key not in file]
     if missing:
         raise DataError(f"'{path}' lacks {missing}; it has {sorted(file)}. {ORIGIN}")
+    for key, wanted in PACKED_SHAPES.items():
+        try:
+            check_shape(key, file[key].shape, wanted)
+        except DataError as error:
+            raise DataError(f"'{path}': {error}. {ORIGIN}") from error
     count = len(file["vertices"])
     return _parts(
         file["vertices"],
@@ -121,7 +134,7 @@ def _folder(neutral: Path, variant: str) -> Parts:
         deltas([f"identity{k:03d}" for k in range(IDENTITY)]),
         deltas(names),
         names,
-        texture[:count],
+        texture[:count] if variant == "face" else None,
         np.array(LANDMARKS),
         _mirrored(mean),
     )
@@ -133,11 +146,13 @@ def _parts(
     identity: np.ndarray,
     expression: np.ndarray,
     names: list[str],
-    uv: np.ndarray,
+    uv: np.ndarray | None,
     landmarks: np.ndarray,
     mirror: np.ndarray,
 ) -> Parts:
     """From centimetres, v up; the largest expressions first, so that the first are worth most."""
+    if uv is not None:
+        uv = np.column_stack([uv[:, 0], 1 - uv[:, 1]]).astype(np.float32)
     order = np.square(expression.astype(np.float32)).sum((1, 2)).argsort()[::-1]
     return Parts(
         mean=(CENTIMETRE * mean).astype(np.float32),
@@ -147,7 +162,7 @@ def _parts(
         expression_names=[names[k] for k in order],
         expression_std=np.full(len(names), ACTIVATION, np.float32),
         landmarks=at_vertices(landmarks),
-        uv=np.column_stack([uv[:, 0], 1 - uv[:, 1]]).astype(np.float32),
+        uv=uv,
         mirror=mirror,
         notes=[f"expressions: activations in [0, 1], their spread set to {ACTIVATION} by us"],
     )
