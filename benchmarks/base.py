@@ -85,6 +85,8 @@ class Results:
         failures: names of the images of which a metric could not be computed, by what went wrong;
             they are not in that metric's mean and n.
         run: what was scored: method, checkpoint, step, as far as the caller knows.
+        per_sample: of a metric's values those that count, by the name of the image or scan.
+        curves: points (x, y) by name, as of cumulative error distributions.
     """
 
     benchmark: str
@@ -93,6 +95,8 @@ class Results:
     images: int
     failures: dict[str, list[str]] = field(default_factory=dict)
     run: dict[str, Any] = field(default_factory=dict)
+    per_sample: dict[str, dict[str, float]] = field(default_factory=dict)
+    curves: dict[str, list[list[float]]] = field(default_factory=dict)
 
     def __getitem__(self, name: str) -> Metric:
         """The metric of a name.

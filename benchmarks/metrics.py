@@ -74,6 +74,26 @@ def by_yaw(errors: Float[Tensor, " b"], yaw_degrees: Float[Tensor, " b"]) -> ByY
     )
 
 
+def balanced(yaw_degrees: Float[Tensor, " b"], seed: int) -> Int[Tensor, " m"]:
+    """Indices of a random subset with as many images in each bin of |yaw|: that of the smallest."""
+    which = yaw_bin(yaw_degrees)
+    least = int(torch.bincount(which, minlength=3).min())
+    random = torch.Generator().manual_seed(seed)
+    order = torch.randperm(len(which), generator=random)
+    return torch.cat([order[which[order] == k][:least] for k in range(3)]).sort().values
+
+
+def cumulative_percent(
+    errors: Float[Tensor, " b"], thresholds: Float[Tensor, " t"]
+) -> Float[Tensor, " t"]:
+    """The cumulative error distribution (CED): how many errors are at most each threshold, in %.
+
+    NaN is above every threshold: an image that could not be scored lowers the curve.
+    """
+    below = errors.double()[:, None] <= thresholds.double()
+    return 100 * below.double().mean(0)
+
+
 def rotation_degrees(
     predicted: Float[Tensor, "*b 3 3"], target: Float[Tensor, "*b 3 3"]
 ) -> Float[Tensor, "*b"]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import NotRequired, TypedDict
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from core.camera import Camera
@@ -25,6 +25,13 @@ class FaceBatch(TypedDict):
             ("id/video/clip/frame").
         crop_to_image: maps homogeneous crop pixels to pixels of the original image.
         originals: the b x v uncropped images, RGB in [0, 1], each of its own size.
+        landmarks_3d: x, y in pixels of ``images``, z in such pixels towards the camera, from an
+            origin of the dataset's own; zeros where unknown. Not there if no frame has them.
+        has_landmarks_3d: which frames have them.
+        multi_view: which clips show one face at one instant from different sides, the target in the
+            middle. Not there if no clip does.
+        repeated: True if the samples were handed out elsewhere, and are here only because a process
+            needs a batch: evaluation has to leave them out of its means. Else not there.
     """
 
     images: Float[Tensor, "b v 3 h w"]
@@ -34,6 +41,10 @@ class FaceBatch(TypedDict):
     sample_ids: list[str]
     crop_to_image: NotRequired[Float[Tensor, "b v 3 3"]]
     originals: NotRequired[list[Float[Tensor, "3 _ _"]]]
+    landmarks_3d: NotRequired[Float[Tensor, "b v 68 3"]]
+    has_landmarks_3d: NotRequired[Bool[Tensor, "b v"]]
+    multi_view: NotRequired[Bool[Tensor, " b"]]
+    repeated: NotRequired[bool]
 
 
 @dataclass

@@ -1,9 +1,10 @@
-"""Faces and their 68 landmarks in an image, by insightface's detector.
+"""Faces and their 68 landmarks in an image, by insightface's detector; one face through a video.
 
 insightface's code is MIT; its pretrained models are for non-commercial research only, so none is
 shipped: the pack is downloaded by insightface on first use, or read from where the user has put it.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from core.errors import AssetNotFoundError
 PACK = "buffalo_l"
 ROOT = Path("~/.insightface")
 FILES = ("det_10g.onnx", "1k3d68.onnx")  # detection with 5 points, 68 landmarks
+MIN_OVERLAP = 0.3  # ours: of a face's box with that of the frame before
+PATIENCE = 12  # ours: frames in which a face may be missed before it counts as gone
 LICENCE = "insightface's models are for non-commercial research only."
 
 
@@ -54,7 +57,7 @@ class FaceDetector:
                 name=str(folder) if folder.is_dir() else pack,
                 root=str(ROOT.expanduser()),
                 allowed_modules=["detection", "landmark_3d_68"],
-                providers=["CPUExecutionProvider"],
+                providers=providers(),
             )
         except (OSError, AssertionError, RuntimeError) as error:  # requests' errors are OSErrors
             raise AssetNotFoundError(
@@ -64,7 +67,8 @@ class FaceDetector:
                 f"{' and '.join(FILES)} in '{folder}'.",
                 LICENCE,
             ) from error
-        self.analysis.prepare(ctx_id=-1, det_thresh=min_score)
+        on_gpu = len(providers()) > 1
+        self.analysis.prepare(ctx_id=0 if on_gpu else -1, det_thresh=min_score)
 
     def __call__(self, image: Float[Tensor, "3 h w"]) -> list[Detection]:
         """The faces of an RGB image in [0, 1], the largest first."""
@@ -78,3 +82,60 @@ class FaceDetector:
             )
             for face in faces
         ]
+
+
+def providers() -> list[str]:
+    """What onnxruntime computes with: a CUDA device where its GPU package finds one, else cores."""
+    import onnxruntime
+
+    wanted = ("CUDAExecutionProvider", "CPUExecutionProvider")
+    return [name for name in wanted if name in onnxruntime.get_available_providers()]
+
+
+def main_track(frames: Sequence[Sequence[Detection]]) -> list[Detection | None]:
+    """The face that is seen in most frames; of equals, the larger one.
+
+    Faces of one frame after the other are the same if their boxes overlap by ``MIN_OVERLAP``, the
+    best overlap first; one that is missed for more than ``PATIENCE`` frames is another afterwards.
+
+    Args:
+        frames: the faces found in each frame.
+
+    Returns:
+        That face in each frame, None where it is not seen.
+    """
+    tracks: list[dict[int, Detection]] = []
+    for number, faces in enumerate(frames):
+        alive = [track for track in tracks if number - max(track) <= PATIENCE + 1]
+        overlaps = [
+            (overlap(track[max(track)], face), i, j)
+            for i, track in enumerate(alive)
+            for j, face in enumerate(faces)
+        ]
+        left_tracks, left_faces = set(range(len(alive))), set(range(len(faces)))
+        for value, i, j in sorted(overlaps, reverse=True):
+            if value >= MIN_OVERLAP and i in left_tracks and j in left_faces:
+                alive[i][number] = faces[j]
+                left_tracks.remove(i)
+                left_faces.remove(j)
+        tracks += [{number: faces[j]} for j in sorted(left_faces)]
+    best = max(tracks, key=lambda track: (len(track), _area(track)), default={})
+    return [best.get(number) for number in range(len(frames))]
+
+
+def overlap(one: Detection, other: Detection) -> float:
+    """Common part of the boxes of the landmarks / what both cover together."""
+    (low, high), (other_low, other_high) = _box(one), _box(other)
+    common = (torch.minimum(high, other_high) - torch.maximum(low, other_low)).clamp(min=0).prod()
+    both = (high - low).prod() + (other_high - other_low).prod() - common
+    return float(common / both.clamp(min=1e-12))
+
+
+def _box(face: Detection) -> tuple[Float[Tensor, "2"], Float[Tensor, "2"]]:
+    return face.landmarks.amin(0), face.landmarks.amax(0)
+
+
+def _area(track: dict[int, Detection]) -> float:
+    """Of the boxes of a face, their mean."""
+    boxes = (_box(face) for face in track.values())
+    return sum(float((high - low).prod()) for low, high in boxes) / len(track)

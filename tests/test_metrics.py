@@ -215,3 +215,18 @@ def test_albedo_gain_is_the_least_squares_one():
     assert float(found) == pytest.approx(255 * expected, rel=1e-4)
     black = metrics.albedo_255(0 * x, y, mask, gain=True)  # no gain explains anything with black
     assert float(black) == pytest.approx(255 * float(y.mean()), rel=1e-4)
+
+
+def test_cumulative_shares_count_what_could_not_be_scored_as_bad():
+    errors = torch.tensor([1.0, 2.0, 3.0, torch.nan])
+    found = metrics.cumulative_percent(errors, torch.tensor([0.5, 1.0, 2.5, 100.0]))
+    assert found.tolist() == [0, 25, 50, 75]
+
+
+def test_a_balanced_subset_has_as_many_of_each_bin():
+    yaw = torch.cat([torch.linspace(-30, 30, 50), torch.full((9,), -45.0), torch.full((5,), 80.0)])
+    chosen = metrics.balanced(yaw, seed=1)
+    assert torch.bincount(metrics.yaw_bin(yaw[chosen])).tolist() == [5, 5, 5]
+    assert len(set(chosen.tolist())) == 15
+    assert torch.equal(chosen, metrics.balanced(yaw, seed=1))
+    assert not torch.equal(chosen, metrics.balanced(yaw, seed=2))

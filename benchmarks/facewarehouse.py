@@ -1,0 +1,257 @@
+"""FaceWarehouse: faces with expressions from photographs, vertex by vertex."""
+
+import re
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from tqdm import tqdm
+
+from benchmarks.base import MILLIMETRES, Metric, Predict, Results, Summary
+from benchmarks.predictions import (
+    OUTER_EYES,
+    FaceMesh,
+    check_unit,
+    common_landmarks,
+    read_landmark_vertices,
+    read_mesh,
+)
+from benchmarks.scans import MIN_POINTS, Faces, MeshBenchmark
+from benchmarks.views import FaceFinder, Views, lookup
+from core.align import procrustes
+from core.crop import MARGIN
+from core.errors import AssetNotFoundError, DataError
+from core.face_models.correspondence import Correspondence, Mesh, correspond
+from core.image_files import read_image
+
+TESTERS = [f"Tester_{k}" for k in range(1, 10)]
+POSES = range(20)
+REGIONS = {"s": 60.0, "l": 85.0}  # mm around the nose tip of the first neutral face: our own
+FIVE = 5  # landmarks: the centres of the eyes, not their corners
+LICENCE = "research only, by a signed form of Zhejiang University"
+
+
+class FaceWarehouse(MeshBenchmark):
+    """FaceWarehouse (Cao et al. 2014), the protocol of Tewari et al. 2018 as far as it is public.
+
+    On disk, for each tester 20 expressions, of which the first is neutral::
+
+        Tester_1/TrainingPose/pose_0.obj     11,510 vertices, 11,400 quads, always the same ones
+        Tester_1/TrainingPose/pose_0.png     the photograph, 640 x 480
+
+    Texture coordinates of the .obj lead into the photograph: column u * 639, row v * 479 from the
+    top. The unit of the meshes is about decimetres.
+
+    Protocol. 9 people x 20 expressions = 180 meshes, one photograph each. Every vertex of the
+    region has a fixed corresponding point on the predicted topology, found once on the first
+    neutral face (``core.face_models.correspondence``). A similarity is solved on the region S; the
+    error is the mean Euclidean distance over S, and over the larger L; mean and standard deviation
+    over the 180 meshes. Tewari's testers, region and map are not public: ours are the first nine
+    testers, and the vertices within 60 mm (S) and 85 mm (L) of the nose tip, so that figures
+    compare only with each other.
+
+    Args:
+        root: of the data set.
+        testers: names; the default stands for Tewari's nine.
+        landmark_vertices: text file of the 68 or 5 vertices of the data set's topology (0-based)
+            that are landmarks; otherwise the landmarks of the first neutral photograph are carried
+            over by the texture coordinates.
+        image_landmarks: folder with Tester_1/pose_0.npy or .txt and so on; otherwise the detector
+            looks for the face.
+        unit_to_mm: of the data set's meshes; otherwise such that the outer corners of the neutral
+            faces' eyes are 90 mm apart on the average.
+        image_size: side of the crops of photographs, pixels: what the method takes.
+        crop_margin: side of these in units of the landmarks' box: that of the training.
+        progress: show a bar.
+    """
+
+    name = "facewarehouse"
+
+    def __init__(
+        self,
+        root: Path,
+        testers: list[str] | None = None,
+        landmark_vertices: Path | None = None,
+        image_landmarks: Path | None = None,
+        unit_to_mm: float | None = None,
+        image_size: int = 256,
+        crop_margin: float = MARGIN,
+        progress: bool = True,
+    ) -> None:
+        self.root, self.testers = root, testers or TESTERS
+        self.landmark_vertices, self.unit_to_mm = landmark_vertices, unit_to_mm
+        self.views = Views(FaceFinder(image_landmarks), image_size, crop_margin)
+        self.progress = progress
+
+    def samples(self) -> list[str]:
+        """Tester_1/pose_0 and so on, 20 of each tester.
+
+        Raises:
+            AssetNotFoundError: there is no such folder.
+            DataError: an .obj is missing, or there are not 180 with the default testers.
+        """
+        if not self.root.is_dir():
+            raise AssetNotFoundError(
+                "FaceWarehouse",
+                f"'{self.root}'",
+                "Ask for it at kunzhou.net/zjugaps/facewarehouse and give the folder of Tester_1.",
+                LICENCE,
+            )
+        names = [f"{tester}/pose_{pose}" for tester in self.testers for pose in POSES]
+        missing = [name for name in names if not self._path(name, ".obj").is_file()]
+        if missing:
+            raise DataError(f"'{self.root}' lacks {len(missing)} of {len(names)}: {missing[:5]}")
+        return names
+
+    def run(self, predict: Predict) -> Results:
+        """Score a predictor on the photographs; it gets "1 1 3 s s".
+
+        Raises:
+            AssetNotFoundError, DataError: see ``samples``; or there is no detector.
+        """
+        files = ((name, [(name, self._path(name, ".png"))]) for name in self.samples())
+        found = self.views.predict(predict, files)
+        return self.score(lambda sample: lookup(found, sample))
+
+    def score(self, faces: Faces) -> Results:
+        """Score faces of one topology, whichever it is.
+
+        Raises:
+            AssetNotFoundError, DataError: see ``samples``; or the landmarks of the data set are not
+                known.
+        """
+        names = self.samples()
+        rows, unit = self._landmarks_and_unit()
+        failures: dict[str, list[str]] = defaultdict(list)
+        comparison: _Comparison | None = None
+        found: dict[str, dict[str, float]] = {region: {} for region in REGIONS}
+        for name in tqdm(names, desc=self.name, unit="mesh", disable=not self.progress):
+            try:
+                true = self._true(name, rows, unit)
+                face = faces(name)
+                check_unit(face)
+                if comparison is None:  # the first face: the first tester's neutral one
+                    comparison = _Comparison(true, face)
+                for region, error in comparison.errors(true, face).items():
+                    found[region][name] = error
+            except ValueError as error:
+                failures[str(error)].append(name)
+        table = [
+            Metric(
+                f"{region}_mm",
+                MILLIMETRES,
+                f"region {region.upper()}, {radius:g} mm around the nose tip",
+                Summary.of(torch.tensor(list(found[region].values()), dtype=torch.float64)),
+            )
+            for region, radius in REGIONS.items()
+        ]
+        protocol = (
+            f"{len(names)} meshes of {len(self.testers)} testers ({self.testers[0]} to "
+            f"{self.testers[-1]}, stand-ins), one photograph each; 1 unit of the data set = "
+            f"{unit:.4g} mm. Corresponding points by a map made on the first face; a similarity on "
+            "region S; mean Euclidean distance of vertices. Mean ± population std over the meshes."
+        )
+        per_sample = {f"{region}_mm": values for region, values in found.items()}
+        return Results(
+            self.name, protocol, table, len(names), dict(failures), per_sample=per_sample
+        )
+
+    def _path(self, name: str, suffix: str) -> Path:
+        tester, pose = name.split("/")
+        return self.root / tester / "TrainingPose" / f"{pose}{suffix}"
+
+    def _true(self, name: str, rows: Tensor, unit: float) -> FaceMesh:
+        vertices, triangles = read_mesh(self._path(name, ".obj"))
+        if int(rows.max()) >= len(vertices):
+            raise DataError("the true mesh has fewer vertices than its landmarks name")
+        return FaceMesh(vertices * unit, triangles, vertices[rows] * unit)
+
+    def _landmarks_and_unit(self) -> tuple[Tensor, float]:
+        first = f"{self.testers[0]}/pose_{POSES[0]}"
+        if self.landmark_vertices is not None:
+            rows = read_landmark_vertices(self.landmark_vertices)
+            if len(rows) not in (68, FIVE):
+                raise DataError(f"'{self.landmark_vertices}' holds {len(rows)}, wanted 68 or 5")
+        else:
+            image = read_image(self._path(first, ".png")).float() / 255
+            points = self.views.finder(first, image)
+            rows = vertices_at(
+                self._path(first, ".obj").read_bytes(), points, (image.shape[-2], image.shape[-1])
+            )
+        if self.unit_to_mm is not None:
+            return rows, self.unit_to_mm
+        if len(rows) == FIVE:
+            raise DataError("five landmarks do not tell the outer eye corners: give unit_to_mm")
+        neutral = [self._true(f"{t}/pose_{POSES[0]}", rows, 1.0).landmarks for t in self.testers]
+        apart = torch.stack([points[45] - points[36] for points in neutral]).norm(dim=-1)
+        return rows, OUTER_EYES / float(apart.mean())
+
+
+class _Comparison:
+    """A predicted topology against that of the data set, by corresponding points.
+
+    Args:
+        true: a neutral face of the data set.
+        face: the same, predicted.
+    """
+
+    def __init__(self, true: FaceMesh, face: FaceMesh) -> None:
+        theirs, ours = common_landmarks(true, face)
+        self.map: Correspondence = correspond(
+            Mesh(true.vertices.numpy(), true.triangles.numpy()),
+            theirs.numpy(),
+            Mesh(face.vertices.double().numpy(), face.triangles.numpy()),
+            ours.double().numpy(),
+        )
+        self.triangles = face.triangles
+        valid = torch.from_numpy(self.map.valid)
+        distance = (true.vertices - true.nose_tip).norm(dim=-1)
+        self.regions: dict[str, Bool[Tensor, " n"]] = {
+            name: valid & (distance < radius) for name, radius in REGIONS.items()
+        }
+        count = int(self.regions["s"].sum())
+        if count < MIN_POINTS:
+            raise DataError(f"only {count} vertices of region S have a corresponding point")
+
+    def errors(self, true: FaceMesh, face: FaceMesh) -> dict[str, float]:
+        """Mean distances in mm by region.
+
+        Raises:
+            DataError: the face has another topology than the first one.
+        """
+        same = torch.equal(face.triangles, self.triangles)
+        if len(face.vertices) != self.map.target_vertices or not same:
+            raise DataError(
+                f"the predicted mesh ({len(face.vertices)} vertices) has another topology than the "
+                f"first one ({self.map.target_vertices}); they must correspond"
+            )
+        points = self.map.apply(face.vertices.double())
+        s = self.regions["s"]
+        moved = procrustes(points[s], true.vertices[s]).apply(points)
+        distance = (moved - true.vertices).norm(dim=-1)
+        return {name: float(distance[rows].mean()) for name, rows in self.regions.items()}
+
+
+def vertices_at(obj: bytes, points: Float[Tensor, "k 2"], size: tuple[int, int]) -> torch.Tensor:
+    """The vertices of an .obj whose texture coordinates lie nearest to pixels of its photograph.
+
+    Args:
+        obj: content of the file, with faces v/vt.
+        points: pixels, origin at the top left corner of the image.
+        size: of the photograph, (height, width).
+
+    Raises:
+        DataError: it has no texture coordinates.
+    """
+    texture = re.findall(rb"^vt[ \t]+(\S+)[ \t]+(\S+)", obj, re.MULTILINE)
+    corners = re.findall(rb"(\d+)/(\d+)", b" ".join(re.findall(rb"^f[ \t].*$", obj, re.MULTILINE)))
+    if not texture or not corners:
+        raise DataError("the .obj has no texture coordinates: give landmark_vertices")
+    uv, pairs = np.array(texture, np.float64), np.array(corners, np.int64) - 1
+    height, width = size
+    pixels = uv[pairs[:, 1]] * [width - 1, height - 1] + 0.5
+    near = torch.cdist(points.double(), torch.from_numpy(pixels)).argmin(1)
+    return torch.from_numpy(pairs[:, 0])[near]

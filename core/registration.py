@@ -1,0 +1,265 @@
+"""Registration of surfaces whose points do not correspond: closest points on a mesh, and ICP.
+
+Convention: the *mesh* moves, by x -> scale * rotation @ x + translation, onto the points of a scan;
+distances are in the scan's unit. Everything is float64 on the CPU. Worked number: the square [-1,
+1]^2 in the plane z = 0, registered without scale to points in the plane z = 3, moves by (0, 0, 3).
+
+The closest points are libigl's, whose tree of boxes is built once for each mesh: in each round the
+scan's points go into the mesh's frame, not the mesh into theirs.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import igl
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from core.align import Similarity, procrustes
+from core.rotation import rotation_from_vector
+
+TOO_THIN = 1e-12  # twice the area, relative to the longest side squared, of a triangle left out
+COARSE_POINTS = 3000  # of the scan, on which ICP starts: enough for the pose, and quick
+POINT_ROUNDS = 5  # of plain point-to-point steps, which do not overshoot, before point-to-plane
+ROUNDS = 100
+TOLERANCE = 1e-5  # relative change of the error at which ICP has converged
+PATIENCE = 3  # rounds without a smaller error, after which it has converged, too
+NOTHING = 1e-12  # an error of so much of the points' spread is none
+UNDETERMINED = 1e-9  # relative eigenvalue of a motion that the surface does not feel
+LARGEST_TURN = 0.3  # radians, and as much of log(scale), in one step
+
+
+class Closest(NamedTuple):
+    """The points of a mesh that are closest to some others.
+
+    Attributes:
+        points: on the mesh.
+        normals: of unit length, of the triangles that they lie in.
+        distance: to the given points.
+    """
+
+    points: Float[Tensor, "n 3"]
+    normals: Float[Tensor, "n 3"]
+    distance: Float[Tensor, " n"]
+
+
+class ClosestPoints:
+    """A mesh that can be asked for its point that is closest to a given one.
+
+    Triangles without area are left out.
+
+    Args:
+        vertices: in any unit.
+        triangles: counter-clockwise seen from outside.
+
+    Raises:
+        ValueError: NaN or infinite vertices, triangles of vertices that do not exist, or no
+            triangle that has an area.
+    """
+
+    def __init__(self, vertices: Float[Tensor, "n 3"], triangles: Int[Tensor, "t 3"]) -> None:
+        self.vertices = vertices.detach().cpu().double().contiguous()
+        triangles = triangles.cpu().long()
+        if not self.vertices.isfinite().all():
+            bad = int((~self.vertices.isfinite().all(-1)).sum())
+            raise ValueError(f"{bad} of {len(vertices)} vertices of the mesh are NaN or infinite")
+        if len(triangles) and not 0 <= int(triangles.min()) <= int(triangles.max()) < len(vertices):
+            raise ValueError(
+                f"the triangles name vertices {int(triangles.min())}..{int(triangles.max())}, but "
+                f"the mesh has {len(vertices)} (0-based)"
+            )
+        a, b, c = self.vertices[triangles].unbind(1)
+        cross = torch.linalg.cross(b - a, c - a)
+        longest = torch.stack([b - a, c - a, c - b]).square().sum(-1).amax(0)
+        area = cross.norm(dim=-1)
+        solid = area > TOO_THIN * longest
+        if not solid.any():
+            raise ValueError(
+                f"a mesh of {len(vertices)} vertices and {len(triangles)} triangles, none of which "
+                "has an area: it has no surface"
+            )
+        self.triangles = triangles[solid].contiguous()
+        self.normals = cross[solid] / area[solid, None]
+        self._arrays = self.vertices.numpy(), self.triangles.numpy()
+        self._tree = igl.AABB()
+        self._tree.init(*self._arrays)
+
+    def __call__(self, points: Float[Tensor, "m 3"]) -> Closest:
+        """The closest points of the mesh to these, which must be finite."""
+        query = np.ascontiguousarray(points.detach().cpu().double().numpy())
+        squared, triangle, nearest = self._tree.squared_distance(*self._arrays, query)
+        normals = self.normals[torch.from_numpy(triangle).flatten()]
+        distance = torch.from_numpy(squared).flatten().sqrt()
+        return Closest(torch.from_numpy(nearest), normals, distance)
+
+    def moved(self, pose: Similarity, points: Float[Tensor, "m 3"]) -> Closest:
+        """The closest points of the mesh moved by a similarity, in the frame of the points."""
+        near = self((points - pose.translation) @ pose.rotation / pose.scale)
+        return Closest(
+            pose.apply(near.points), near.normals @ pose.rotation.mT, near.distance * pose.scale
+        )
+
+
+def point_to_plane(points: Float[Tensor, "n 3"], near: Closest) -> Float[Tensor, " n"]:
+    """Distances of points to the planes of the triangles that are closest to them; >= 0.
+
+    At a border of the mesh the plane goes on, so a point beside it has a smaller distance to the
+    plane than to the mesh.
+    """
+    return ((points - near.points) * near.normals).sum(-1).abs()
+
+
+@dataclass(frozen=True)
+class Registration:
+    """What ``register`` found.
+
+    Attributes:
+        pose: moves the mesh onto the scan's points.
+        rounds: that were needed, all points and coarse ones together.
+        converged: False if the rounds ran out.
+    """
+
+    pose: Similarity
+    rounds: int
+    converged: bool
+
+
+def register(
+    mesh: ClosestPoints,
+    points: Float[Tensor, "m 3"],
+    start: Similarity,
+    scale: bool = True,
+    planes: bool = True,
+    trim: float = 0.0,
+    rounds: int = ROUNDS,
+    tolerance: float = TOLERANCE,
+) -> Registration:
+    """Iterative closest points: the similarity that lays a mesh onto the points of a scan.
+
+    Minimises the mean square distance from the points to the mesh: to the closest points (Besl and
+    McKay 1992), or after five such rounds to the planes of the closest triangles (Chen and Medioni
+    1992), by a step linear in the motion. Motions that the surface does not feel, like a sphere's
+    rotation, are left as they are. Rounds first go over a part of the points, 3,000 at regular
+    steps, until nothing changes any more, then over all.
+
+    Args:
+        mesh: what moves.
+        points: of the scan.
+        start: a first guess, as by ``core.align.procrustes`` of some landmarks.
+        scale: find the size too; otherwise the scale of ``start`` stays.
+        planes: point-to-plane; otherwise point-to-point.
+        trim: the fraction of points, those farthest away, that a round leaves out.
+        rounds: at most, over the part and over all points each.
+        tolerance: relative change of the root mean square distance at which it has converged.
+
+    Raises:
+        ValueError: NaN or infinite points or start, fewer than three points, or all on one line.
+    """
+    points = points.detach().cpu().double()
+    pose = Similarity(*(getattr(start, k).cpu().double() for k in vars(start)))
+    if not 0 <= trim < 1:
+        raise ValueError(f"register: trim is {trim}; wanted a fraction in [0, 1)")
+    if len(points) < 3 or not points.isfinite().all():
+        bad = int((~points.isfinite().all(-1)).sum())
+        raise ValueError(
+            f"register: {len(points)} points of which {bad} are NaN or infinite; wanted at least "
+            "three, all finite"
+        )
+    known = all(bool(value.isfinite().all()) for value in vars(pose).values())
+    if not known or pose.scale <= 0:
+        raise ValueError("register: the start is NaN, infinite, or its scale is not positive")
+    step = len(points) // COARSE_POINTS
+    parts = [points[::step], points] if step > 1 else [points]
+    total = 0
+    for stage, part in enumerate(parts):
+        warm_up = POINT_ROUNDS if planes and stage == 0 else 0
+        pose, needed, converged = _converge(
+            mesh, part, pose, scale, planes, trim, warm_up, rounds, tolerance
+        )
+        total += needed
+    return Registration(pose, total, converged)
+
+
+def _converge(
+    mesh: ClosestPoints,
+    points: Tensor,
+    pose: Similarity,
+    scale: bool,
+    planes: bool,
+    trim: float,
+    warm_up: int,
+    rounds: int,
+    tolerance: float,
+) -> tuple[Similarity, int, bool]:
+    """Rounds until the error no longer changes; the first ``warm_up`` are point-to-point."""
+    spread = float((points - points.mean(0)).square().sum(-1).mean().sqrt())
+    best, least, stalled = pose, math.inf, 0
+    for done in range(rounds):
+        kept, near = _trimmed(points, mesh.moved(pose, points), trim)
+        flat = planes and done >= warm_up
+        residual = point_to_plane(kept, near) if flat else near.distance
+        error = float(residual.square().mean().sqrt())
+        if done <= warm_up:  # errors of two kinds are not compared
+            best, least = pose, error
+        elif error <= NOTHING * spread or abs(least - error) <= tolerance * least:
+            return pose, done, True
+        elif error < least:
+            best, least, stalled = pose, error, 0
+        else:  # points that hop between two triangles can move a mesh to and fro for ever
+            stalled += 1
+            if stalled == PATIENCE:
+                return best, done, True
+        pose = (_plane_step if flat else _point_step)(pose, kept, near, scale)
+    return best, rounds, False
+
+
+def _trimmed(points: Tensor, near: Closest, trim: float) -> tuple[Tensor, Closest]:
+    """All but the farthest points."""
+    if trim == 0:
+        return points, near
+    kept = near.distance.argsort()[: max(3, round(len(points) * (1 - trim)))]
+    return points[kept], Closest(*(value[kept] for value in near))
+
+
+def _point_step(pose: Similarity, points: Tensor, near: Closest, scale: bool) -> Similarity:
+    """The best motion if the closest points were the corresponding ones."""
+    return _after(procrustes(near.points, points, scale), pose)
+
+
+def _plane_step(pose: Similarity, points: Tensor, near: Closest, scale: bool) -> Similarity:
+    """The best small motion against the planes.
+
+    A point p of the mesh, from the middle o of all, goes to p + w x p + g p + d; the distance of
+    the scan's point y to its plane is n (y - o - p) - w (p x n) - g (p n) - d n: linear in (w, d,
+    g).
+    """
+    middle = near.points.mean(0)
+    arm = near.points - middle
+    size = arm.square().sum(-1).mean().sqrt().clamp(min=torch.finfo(arm.dtype).tiny)
+    arm, normals = arm / size, near.normals  # so that all unknowns are of one magnitude
+    rows = [torch.linalg.cross(arm, normals), normals]
+    if scale:
+        rows.append((arm * normals).sum(-1, keepdim=True))
+    J = torch.cat(rows, -1)
+    residual = ((points - near.points) * normals).sum(-1) / size
+    system = torch.linalg.pinv(J.mT @ J, rtol=UNDETERMINED, hermitian=True)
+    motion = system @ (J.mT @ residual)
+    turn, shift = motion[:3], motion[3:6] * size
+    growth = motion[6] if scale else motion.new_zeros(())
+    largest = max(float(turn.norm()), float(growth.abs()))
+    if largest > LARGEST_TURN:  # far outside of where the step is linear: go the same way, less far
+        turn, shift, growth = (x * (LARGEST_TURN / largest) for x in (turn, shift, growth))
+    R, s = rotation_from_vector(turn), growth.exp()
+    return _after(Similarity(s, R, middle + shift - s * (R @ middle)), pose)
+
+
+def _after(second: Similarity, first: Similarity) -> Similarity:
+    """One similarity that does what the first and then the second does."""
+    return Similarity(
+        second.scale * first.scale,
+        second.rotation @ first.rotation,
+        second.scale * (second.rotation @ first.translation) + second.translation,
+    )

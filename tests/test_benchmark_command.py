@@ -1,0 +1,83 @@
+import json
+
+import pytest
+import torch
+import yaml
+
+from benchmarks.__main__ import BENCHMARKS, benchmark_class, main
+from benchmarks.aflw2000 import AFLW2000
+from benchmarks.base import Benchmark
+from benchmarks.checkpoint import load_predictor
+from core.errors import AssetNotFoundError, DataError
+from methods.cest import CEST
+from tests.fakes import aflw2000, face_model
+
+SMALL = {"image_size": 48, "uv_size": 48, "width": 2, "reflectance_width": 2}
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory):
+    """What a training leaves, without the training."""
+    run = tmp_path_factory.mktemp("run")
+    settings = SMALL | {"face_model": str(face_model.write(run / "model.npz"))}
+    settings |= {"identity_dims": 8, "expression_dims": 5}
+    torch.manual_seed(0)
+    network = CEST(**settings)
+    (run / "checkpoints").mkdir()
+    torch.save({"state_dict": network.state_dict()}, run / "checkpoints/best.ckpt")
+    config = {"model": settings, "data": {"init_args": {"crop_margin": 1.5}}}
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    (run / "run.json").write_text(json.dumps({"method": "methods.cest.CEST"}))
+    return run
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return aflw2000.write(tmp_path_factory.mktemp("aflw"))
+
+
+def test_a_checkpoint_is_scored(run_folder, root, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(AFLW2000, "size", 8)
+    checkpoint = run_folder / "checkpoints/best.ckpt"
+    command = ["run", "aflw2000", "--checkpoint", str(checkpoint), "--root", str(root)]
+    options = ["--out", str(tmp_path), "--batch_size", "3", "--progress", "false"]
+    assert main([*command, *options]) == 0
+    assert "nme_mean_percent" in capsys.readouterr().out
+    found = json.loads((tmp_path / "aflw2000.json").read_text())
+    assert "48 x 48" in found["protocol"]  # the network's own size, from the run's config
+    assert found["run"]["method"] == "methods.cest.CEST"
+    assert len(found["run"]["sha256"]) == 12
+    again = AFLW2000(root, 48, progress=False).run(load_predictor(checkpoint))
+    value = found["metrics"]["nme_all_percent"]["value"]["mean"]
+    assert again["nme_all_percent"].value.mean == pytest.approx(value, rel=1e-4)
+
+
+def test_what_is_no_run_is_refused(run_folder, tmp_path):
+    with pytest.raises(AssetNotFoundError, match="checkpoint"):
+        load_predictor(run_folder / "checkpoints/none.ckpt")
+    copy = tmp_path / "run/checkpoints/best.ckpt"
+    copy.parent.mkdir(parents=True)
+    torch.save({"state_dict": {}}, copy)
+    with pytest.raises(AssetNotFoundError, match=r"config\.yaml"):
+        load_predictor(copy)
+    for name in ("config.yaml", "run.json"):
+        (tmp_path / "run" / name).write_bytes((run_folder / name).read_bytes())
+    with pytest.raises(DataError, match="no checkpoint of its run"):
+        load_predictor(copy)
+    (tmp_path / "run/run.json").write_text(json.dumps({"method": "os.system"}))
+    with pytest.raises(DataError, match=r"run of os\.system; installed are"):
+        load_predictor(copy)
+
+
+@pytest.mark.parametrize("arguments", [[], ["run"], ["run", "nothing"], ["play", "micc"]])
+def test_wrong_commands_show_what_there_is(arguments, capsys):
+    assert main(arguments) == 2
+    assert "aflw2000" in capsys.readouterr().err
+    assert main(["--help"]) == 0
+
+
+def test_every_benchmark_has_a_name_and_a_config():
+    for name in BENCHMARKS:
+        benchmark = benchmark_class(name)
+        assert issubclass(benchmark, Benchmark)
+        assert benchmark.name == name

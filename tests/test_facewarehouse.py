@@ -1,0 +1,144 @@
+from itertools import chain
+
+import numpy as np
+import pytest
+import torch
+from scipy.spatial.transform import Rotation
+
+from benchmarks.facewarehouse import FaceWarehouse, vertices_at
+from benchmarks.predictions import FaceMesh
+from core.align import procrustes
+from core.camera import WeakPerspectiveCamera, frontal
+from core.contracts import Reconstruction
+from core.errors import AssetNotFoundError, DataError
+from tests.fakes import facewarehouse, scans
+
+TURN = torch.from_numpy(Rotation.from_rotvec([0.4, -0.3, 0.2]).as_matrix())
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return facewarehouse.write(tmp_path_factory.mktemp("facewarehouse"))
+
+
+def benchmark(root, **options):
+    options = {"testers": list(facewarehouse.TESTERS), "unit_to_mm": 100.0} | options
+    return FaceWarehouse(
+        root, image_landmarks=root / "landmarks", image_size=32, progress=False, **options
+    )
+
+
+def number(sample):
+    tester, pose = sample.split("/")
+    return facewarehouse.TESTERS.index(tester), int(pose.removeprefix("pose_"))
+
+
+def true(sample):
+    return facewarehouse.mesh(*number(sample))
+
+
+def test_the_true_meshes_elsewhere_and_reordered_score_zero(root):
+    order = torch.randperm(facewarehouse.ROWS * facewarehouse.COLUMNS)
+
+    def faces(sample):
+        mesh = true(sample)
+        moved = [1.1 * points @ TURN.mT + 5 for points in (mesh.vertices[order], mesh.landmarks)]
+        return FaceMesh(moved[0], order.argsort()[mesh.triangles], moved[1])
+
+    results = benchmark(root).score(faces)
+    assert results.images == 40
+    assert not results.failures
+    assert results["s_mm"].value.n == results["l_mm"].value.n == 40
+    assert results["s_mm"].value.mean < results["l_mm"].value.mean < 0.01  # text of 9 digits, map
+
+
+def test_a_missing_expression_costs_what_it_moves(root):
+    """The neutral face for all poses: the distances are those of the meshes themselves."""
+    results = benchmark(root).score(lambda sample: facewarehouse.mesh(number(sample)[0], 0))
+    expected = []
+    for pose in range(20):
+        still, bent = (facewarehouse.mesh(0, k).vertices for k in (0, pose))
+        tip = scans.landmarks()[30]
+        near = torch.from_numpy(np.linalg.norm(still.numpy() - tip, axis=1) < 60)
+        pose_fit = procrustes(still[near], bent[near])
+        distance = (pose_fit.apply(still) - bent).norm(dim=-1)[near]
+        expected.append(float(distance.mean()))
+    found = [results.per_sample["s_mm"][f"Tester_1/pose_{pose}"] for pose in range(20)]
+    assert found == pytest.approx(expected, abs=0.03)
+    assert found[19] > 0.3
+
+
+def test_photographs_are_cropped_and_predicted(root):
+    calls = []
+
+    def predict(images):
+        assert images.shape == (1, 1, 3, 32, 32)
+        calls.append(int((images.amax() * 255).round()))
+        mesh = facewarehouse.mesh(calls[-1] % 10, calls[-1] // 10)
+        camera = WeakPerspectiveCamera(
+            frontal(images).expand(1, 1, 3, 3), torch.ones(1, 1), torch.zeros(1, 1, 2)
+        )
+        return Reconstruction(
+            vertices=mesh.vertices[None, None].float(),
+            neutral=mesh.vertices[None, None].float(),
+            triangles=mesh.triangles,
+            uv=torch.zeros(len(mesh.vertices), 2),
+            camera=camera,
+            landmarks=camera.project(mesh.landmarks[None, None].float())[0],
+            albedo_map=torch.zeros(1, 1, 3, 2, 2),
+            light=torch.zeros(1, 1, 9, 1),
+        )
+
+    results = benchmark(root).run(predict)
+    assert len(calls) == 40
+    assert not results.failures
+    assert results["l_mm"].value.mean < 0.05
+
+
+def test_landmarks_come_through_the_texture_or_from_a_file(root, tmp_path):
+    content = (root / "Tester_1/TrainingPose/pose_0.obj").read_bytes()
+    landmarks = facewarehouse.mesh(0, 0).landmarks
+    points = torch.from_numpy(facewarehouse.pixels(landmarks.numpy())).float()
+    rows = vertices_at(content, points, (facewarehouse.HEIGHT, facewarehouse.WIDTH))
+    torch.testing.assert_close(facewarehouse.mesh(0, 0).vertices[rows], landmarks)
+    listing = tmp_path / "rows.txt"
+    np.savetxt(listing, rows.numpy(), fmt="%d")
+    results = benchmark(root, landmark_vertices=listing).score(true)
+    assert results["s_mm"].value.mean < 0.01
+    with pytest.raises(DataError, match="texture"):
+        vertices_at(b"v 0 0 0\n", points, (48, 64))
+
+
+def test_the_unit_is_estimated_from_the_eyes(root):
+    results = benchmark(root, unit_to_mm=None).score(true)
+    points = [facewarehouse.mesh(k, 0).landmarks for k in range(2)]
+    unit = 90 / np.mean([float((p[36] - p[45]).norm()) / 100 for p in points])
+    assert f"1 unit of the data set = {unit:.4g} mm" in results.protocol
+    assert results["s_mm"].value.mean < 0.01
+
+
+def test_failures(root):
+    def faces(sample):
+        mesh = true(sample)
+        if sample == "Tester_1/pose_3":
+            raise DataError("no mesh")
+        if sample == "Tester_1/pose_4":
+            return scans.face(20, 20)
+        if sample == "Tester_1/pose_5":
+            return mesh.scaled(0.1)
+        if sample == "Tester_1/pose_6":
+            return FaceMesh(mesh.vertices * torch.nan, mesh.triangles, mesh.landmarks)
+        return mesh
+
+    results = benchmark(root).score(faces)
+    assert results["s_mm"].value.n == 36
+    assert sorted(chain(*results.failures.values())) == [f"Tester_1/pose_{k}" for k in range(3, 7)]
+    assert any("another topology" in reason for reason in results.failures)
+    assert any("unit=cm" in reason for reason in results.failures)
+
+
+def test_the_180_meshes_are_asserted(root, tmp_path):
+    with pytest.raises(DataError, match="lacks 140 of 180"):
+        benchmark(root, testers=None).samples()
+    with pytest.raises(AssetNotFoundError, match="FaceWarehouse"):
+        FaceWarehouse(tmp_path / "none").samples()
