@@ -1,38 +1,61 @@
-"""Random changes of a face crop, as matrices, so that images, masks and landmarks move alike."""
+"""Random changes of a face crop.
+
+Shift, scale, rotation and flip are matrices, so that images, masks and landmarks move alike and are
+resampled once; colours change by a matrix, too; something may cover a part of the face.
+"""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import no_type_check
 
 import numpy as np
 import torch
 from jaxtyping import Float
+from numba import njit
 from torch import Tensor
 
 from core.errors import DataError
+
+LUMINANCE = (0.299, 0.587, 0.114)  # Rec. 601
+COVERED = 0.02, 0.25  # share of the crop; Zhong et al. 2017, Random Erasing: up to 0.33
+ASPECT = 0.3, 1 / 0.3  # height / width of the cover, as there
 
 
 @dataclass(frozen=True)
 class Augmentation:
     """How much the crops of a training vary. 0 everywhere = not at all.
 
-    Shift, scale and rotation are drawn for each frame; the flip for the whole clip, as it makes
-    another person of somebody whose face is not symmetric.
+    Shift, scale, rotation and cover are drawn for each frame; flip and colours for the whole clip:
+    a flip makes another person of somebody whose face is not symmetric, a colour another skin.
 
     Args:
-        shift: largest shift along each axis, as a fraction of the crop's side.
+        shift: largest shift along each axis, as a fraction of the crop's side: 10 of 224 pixels are
+            0.045.
         scale: largest enlargement or reduction, as a fraction: 0.1 = from 1 / 1.1 to 1.1.
         rotation: largest rotation in the image plane, degrees.
         flip: probability of flipping left and right.
+        brightness: largest change of all colours by a factor, as for scale.
+        contrast: largest change of the distance from middle grey by a factor, as for scale.
+        saturation: largest change of the distance from grey of the same luminance, as for scale.
+        tint: largest change of each colour channel by a factor, as for scale.
+        cover: probability of a rectangle of one colour over 2 to 25 % of the crop; what it covers
+            is not face in the mask.
     """
 
     shift: float = 0.0
     scale: float = 0.0
     rotation: float = 0.0
     flip: float = 0.0
+    brightness: float = 0.0
+    contrast: float = 0.0
+    saturation: float = 0.0
+    tint: float = 0.0
+    cover: float = 0.0
 
     def __post_init__(self) -> None:
-        limits = {"shift": 0.5, "scale": 1.0, "rotation": 180.0, "flip": 1.0}
-        for name, most in limits.items():
+        limits = {"shift": 0.5, "rotation": 180.0}
+        for name in (field.name for field in fields(self)):
+            most = limits.get(name, 1.0)
             if not 0 <= getattr(self, name) <= most:
                 raise DataError(
                     f"augmentation: {name} must be in [0, {most}], got {getattr(self, name)}"
@@ -48,6 +71,57 @@ class Augmentation:
         right = centre + size * self.shift * x - centre * (cos - sin)
         down = centre + size * self.shift * y - centre * (sin + cos)
         return torch.tensor([[cos, -sin, right], [sin, cos, down], [0, 0, 1]])
+
+    def recolour(self, images: Float[Tensor, "v 3 h w"], random: np.random.Generator) -> None:
+        """Give the images other colours, in place, the same change for all; still in [0, 1]."""
+        amount = np.array([self.brightness, self.contrast, self.saturation, *[self.tint] * 3])
+        factors = (1 + amount) ** random.uniform(-1, 1, 6)
+        if not amount.any():
+            return
+        brightness, contrast, saturation, *tint = factors
+        grey = np.tile(LUMINANCE, (3, 1))
+        linear = np.diag(tint) @ (saturation * np.eye(3) + (1 - saturation) * grey)
+        matrix = (brightness * contrast * linear).astype(np.float32)
+        _recolour(images.numpy(), matrix, np.float32(0.5 * (1 - contrast)))
+
+    def cover_some(
+        self,
+        images: Float[Tensor, "v 3 h w"],
+        masks: Float[Tensor, "v 1 h w"],
+        random: np.random.Generator,
+    ) -> None:
+        """Put a rectangle of one colour over some of the images, in place; masks are 0 there."""
+        size = images.shape[-1]
+        for image, mask in zip(images, masks, strict=True):
+            covers, area, aspect, x, y, *colour = random.random(8).tolist()
+            if covers >= self.cover:
+                continue
+            side = size * math.sqrt(COVERED[0] + area * (COVERED[1] - COVERED[0]))
+            stretch = math.sqrt(ASPECT[0] * (ASPECT[1] / ASPECT[0]) ** aspect)
+            height, width = min(size, round(side * stretch)), min(size, round(side / stretch))
+            top, left = round(y * (size - height)), round(x * (size - width))
+            here = ..., slice(top, top + height), slice(left, left + width)
+            image[here] = image.new_tensor(colour)[:, None, None]
+            mask[here] = 0
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+@no_type_check
+def _recolour(images, matrix, offset):  # noqa: ANN001, ANN202
+    """Each colour becomes matrix @ colour + offset, in [0, 1]: a tenth of a JPEG's decoding."""
+    zero, one = np.float32(0), np.float32(1)
+    frames, _, height, width = images.shape
+    for frame in range(frames):
+        for y in range(height):
+            red, green, blue = images[frame, 0, y], images[frame, 1, y], images[frame, 2, y]
+            for x in range(width):
+                r, g, b = red[x], green[x], blue[x]
+                a = matrix[0, 0] * r + matrix[0, 1] * g + matrix[0, 2] * b + offset
+                red[x] = min(max(a, zero), one)
+                a = matrix[1, 0] * r + matrix[1, 1] * g + matrix[1, 2] * b + offset
+                green[x] = min(max(a, zero), one)
+                a = matrix[2, 0] * r + matrix[2, 1] * g + matrix[2, 2] * b + offset
+                blue[x] = min(max(a, zero), one)
 
 
 def flip_matrix(size: int) -> Float[Tensor, "3 3"]:

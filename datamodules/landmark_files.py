@@ -4,6 +4,8 @@
 |-------------------|----------------------------------------------------------------------------|
 | .txt, of a photo  | a line ``x y`` a point; # starts a comment                                 |
 | .npy, of a photo  | (k, 2): x, y; or (k, 3): x, y, confidence in [0, 1], 0 = missing           |
+| .pts, of a photo  | 300-W's: ``version: 1``, ``n_points: k``, ``{``, k lines ``x y``, ``}``,   |
+|                   | where the centre of the first pixel is (1, 1); read as (0.5, 0.5)          |
 | .npz, of a video  | ``landmarks`` (frames, k, 2): x, y; or (frames, k, 3): x, y and a depth,   |
 |                   | which is not used; optional: ``confidence`` (frames, k) in [0, 1], 0 =     |
 |                   | missing; ``valid`` (frames,), false = no face in this frame                |
@@ -32,7 +34,8 @@ def read_landmarks(path: Path) -> tuple[Float[Tensor, "k 2"], Float[Tensor, " k"
     Raises:
         DataError: the file does not hold what this module's docstring says.
     """
-    values = _read(path, np.load if path.suffix == ".npy" else _table)
+    parsers: dict[str, Callable[[BinaryIO], Any]] = {".npy": np.load, ".pts": _pts}
+    values = _read(path, parsers.get(path.suffix, _table))
     columns = (2, 3) if path.suffix == ".npy" else (2,)
     _require(
         values.ndim == 2 and len(values) in COUNTS and values.shape[1] in columns,
@@ -94,6 +97,18 @@ def _table(stream: BinaryIO) -> np.ndarray:
     if not rows:
         raise ValueError("it is empty")
     return np.array(rows)
+
+
+def _pts(stream: BinaryIO) -> np.ndarray:
+    head, brace, rest = stream.read().decode().partition("{")
+    body, end, _ = rest.partition("}")
+    if not brace or not end:
+        raise ValueError("its points are not in braces")
+    rows = np.array([[float(number) for number in line.split()] for line in body.splitlines()[1:]])
+    counts = [line.partition(":")[2] for line in head.splitlines() if line.startswith("n_points")]
+    if len(counts) != 1 or int(counts[0]) != len(rows):
+        raise ValueError(f"{len(rows)} points after {head.split()}")
+    return rows - 0.5  # from MATLAB's pixels to ours
 
 
 def _arrays(stream: BinaryIO) -> dict[str, np.ndarray]:

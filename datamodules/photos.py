@@ -18,8 +18,8 @@ from core.crop import face_crop, five_point_crop, transform_points, warp
 from core.detect import FaceDetector
 from core.errors import AssetNotFoundError, DataError
 from core.image_files import read_image
-from datamodules.base import INSIDE
 from datamodules.landmark_files import read_landmarks, read_video_landmarks
+from datamodules.reading import INSIDE
 
 log = logging.getLogger(__name__)
 

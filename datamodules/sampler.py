@@ -4,7 +4,7 @@ Together with frames and augmentation that depend on (seed, turn, clip) only, a 
 sees exactly the batches that it would have seen, also with another number of workers.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,45 +18,62 @@ class Draw(NamedTuple):
     """One clip for one batch.
 
     Attributes:
-        turn: how often the whole set was gone through before; seeds what is random about the clip.
-        clip: its number.
+        turn: how often the whole part was gone through before; seeds what is random about the clip.
+        clip: its number in its part.
+        part: of the data; 0 where there is only one.
+        repeated: it was drawn elsewhere, and is only here to give this process a batch.
     """
 
     turn: int
     clip: int
+    part: int = 0
+    repeated: bool = False
 
 
 class EpochSampler(DistributedSampler):
     """Which clips an epoch consists of.
 
-    Shuffled, the epochs are cut from an endless stream of permutations, so that all clips are seen
-    equally often whatever the length of an epoch; the processes take turns in it. In order, the
-    clips are dealt out to the processes; the first ones again where they do not come out even.
+    Shuffled, each part of the data is an endless stream of permutations, so that all its clips are
+    seen equally often. Each process mixes the parts in one and the same fixed pattern: of any
+    sum(shares) clips in a row, shares[k] are of part k, spread evenly, whatever the batches. The
+    processes take turns in each part's stream; the epochs are cut from it, whatever their length.
+
+    In order, the parts follow each other, and each clip is dealt to one process. A process that
+    would have one batch less than another gets one repeated clip as a batch of its own, since
+    processes wait for each other.
 
     It is a DistributedSampler so that Lightning leaves it in its place.
 
     Args:
-        count: number of clips.
+        counts: number of clips of each part.
         length: clips of an epoch, for each process; None = all, in order only.
         seed: another seed, another order.
-        shuffle: an endless stream, or the clips once, in order.
+        shuffle: endless streams, or the clips once, in order.
         rank: number of this process.
         world_size: how many processes there are.
+        shares: of the parts, whole numbers; all 1 by default.
+        batch_size: clips of a batch, in order.
     """
 
     def __init__(
         self,
-        count: int,
+        counts: Sequence[int],
         length: int | None = None,
         seed: int = 0,
         shuffle: bool = True,
         rank: int = 0,
         world_size: int = 1,
+        shares: Sequence[int] | None = None,
+        batch_size: int = 1,
     ) -> None:
+        count = sum(counts)
         super().__init__(range(count), num_replicas=world_size, rank=rank, shuffle=shuffle)  # type: ignore[arg-type]
         assert not (shuffle and length is None)
-        self.count, self.seed = count, seed
-        self.length = length or -(-count // world_size)
+        self.counts, self.seed = counts, seed
+        self.shares = shares or [1] * len(counts)
+        most, mine = (len(range(first, count, world_size)) for first in (0, rank))
+        self.short = -(-mine // batch_size) < -(-most // batch_size)  # of a batch
+        self.length = length or mine + self.short
         self.start_at(0, 0)
 
     def __len__(self) -> int:
@@ -75,17 +92,38 @@ class EpochSampler(DistributedSampler):
         """Nothing: the loader counts the epochs. Lightning calls this."""
 
     def __iter__(self) -> Iterator[Draw]:
-        turn, order = -1, np.empty(0, np.int64)
-        first = self.epoch * self.length if self.shuffle else 0
+        return self._shuffled() if self.shuffle else self._in_order()
+
+    def _in_order(self) -> Iterator[Draw]:
+        ends = np.cumsum(self.counts)
+        for place in range(self.position, self.length - self.short):
+            index = place * self.num_replicas + self.rank
+            part = int(np.searchsorted(ends, index, "right"))
+            yield Draw(0, index - int(ends[part]) + self.counts[part], part)
+        if self.short:
+            yield Draw(0, 0, int(np.flatnonzero(self.counts)[0]), repeated=True)
+
+    def _shuffled(self) -> Iterator[Draw]:
+        pattern, before = self._pattern()
+        orders: dict[int, tuple[int, np.ndarray]] = {}
+        first = self.epoch * self.length
         for place in range(first + self.position, first + self.length):
-            wanted, index = divmod(place * self.num_replicas + self.rank, self.count)
-            if not self.shuffle:
-                yield Draw(0, index)
-                continue
-            if wanted != turn:
-                turn = wanted
-                order = np.random.default_rng((self.seed, turn)).permutation(self.count)
-            yield Draw(turn, int(order[index]))
+            cycle, step = divmod(place, len(pattern))
+            part = pattern[step]
+            number = cycle * self.shares[part] + before[step]  # of this process, in this part
+            turn, index = divmod(number * self.num_replicas + self.rank, self.counts[part])
+            if part not in orders or orders[part][0] != turn:
+                random = np.random.default_rng((self.seed, turn, part))
+                orders[part] = turn, random.permutation(self.counts[part])
+            yield Draw(turn, int(orders[part][1][index]), part)
+
+    def _pattern(self) -> tuple[list[int], list[int]]:
+        """Of each clip of a cycle the part, and how many of that part come before it."""
+        due = np.concatenate([(np.arange(share) + 0.5) / share for share in self.shares])
+        parts = np.repeat(np.arange(len(self.shares)), self.shares)
+        numbers = np.concatenate([np.arange(share) for share in self.shares])
+        order = np.argsort(due, kind="stable")
+        return parts[order].tolist(), numbers[order].tolist()
 
 
 class ResumableLoader(DataLoader):

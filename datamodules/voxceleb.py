@@ -28,23 +28,21 @@ stay with their owners. Nagrani et al., Interspeech 2017; Chung et al., Interspe
 The releases themselves (mp4 and txt) cannot be read directly.
 """
 
-import hashlib
 import logging
 import os
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
 from core.errors import AssetNotFoundError, DataError
-from core.image_files import read_image
 from datamodules.base import (
     Clip,
     FaceDataModule,
@@ -53,12 +51,18 @@ from datamodules.base import (
     Split,
     UnusableFrameError,
 )
+from datamodules.listing import (
+    IMAGES,
+    entries,
+    listed_or_divided,
+    load_image,
+    stem,
+    with_suffix,
+)
 
 log = logging.getLogger(__name__)
 
-IMAGES = (".jpg", ".jpeg", ".png")
 WANTED = "frames/<identity>/<video>/<clip>/<frame>.jpg with landmarks/.../<frame>.npy"
-SHARE = 0.1  # of the identities, in val and in test, where no lists are given
 
 
 class VoxCeleb(FaceDataModule):
@@ -126,8 +130,8 @@ class FrameTree:
                 f"Wanted a folder with {WANTED}; give it as --data.root.",
                 "research; see https://www.robots.ox.ac.uk/~vgg/data/voxceleb",
             )
-        people = sorted(_folders(root / "frames"))
         left_out: Counter[str] = Counter()
+        people, _ = entries(root / "frames", left_out)
         clips: dict[str, list[Clip]] = {}
         for person in tqdm(people, "listing frames", disable=None, leave=False):
             clips[person] = list(_clips_of(root, person, whole_video, left_out))
@@ -135,7 +139,7 @@ class FrameTree:
             raise DataError(_nothing_usable(root, left_out))
         for kind, count in left_out.items():
             log.warning("'%s': %d %s left out", root, count, kind)
-        names = _splits(root, [person for person in people if clips[person]])
+        names = listed_or_divided(root / "splits", [name for name in people if clips[name]])
         names["train"] = names["train"][:identities]
         splits = {split: [c for name in names[split] for c in clips[name]] for split in names}
         return cls(root, splits, (root / "masks").is_dir(), dict(left_out))
@@ -154,14 +158,15 @@ class FrameTree:
             UnusableFrameError: a file is missing, damaged, or of another kind.
         """
         name = clip.frames[index].decode()
-        stem = name.rpartition(".")[0]
-        landmarks, confidence = _landmarks(self.root / "landmarks" / clip.name / f"{stem}.npy")
+        landmarks, confidence = _landmarks(
+            self.root / "landmarks" / clip.name / f"{stem(name)}.npy"
+        )
         path = self.root / "frames" / clip.name / name
-        image = _image(path, "RGB", Fault.IMAGE)
+        image = load_image(path)
         mask = None
         if self.has_masks:
-            path = self.root / "masks" / clip.name / f"{stem}.png"
-            mask = _image(path, "L", Fault.MASK)
+            path = self.root / "masks" / clip.name / f"{stem(name)}.png"
+            mask = load_image(path, "L", Fault.MASK)
         return Frame(image, landmarks, confidence, mask)
 
 
@@ -180,37 +185,13 @@ def _landmarks(path: Path) -> tuple[Float[Tensor, "68 2"], Float[Tensor, "68"]]:
     return values[:, :2], values[:, 2] if values.shape[1] == 3 else torch.ones(68)
 
 
-def _image(path: Path, mode: Literal["RGB", "L"], fault: Fault) -> UInt8[Tensor, "c h w"]:
-    try:
-        return read_image(path, mode)
-    except DataError as error:
-        raise UnusableFrameError(fault, str(error)) from error
-
-
-def _folders(path: Path) -> list[str]:
-    try:
-        with os.scandir(path) as entries:
-            return [e.name for e in entries if not e.name.startswith(".") and e.is_dir()]
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-
-
-def _files(path: Path, suffixes: tuple[str, ...]) -> list[str]:
-    try:
-        with os.scandir(path) as entries:
-            names = [e.name for e in entries if not e.name.startswith(".")]
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-    return [name for name in names if name.lower().endswith(suffixes)]
-
-
 def _clips_of(root: Path, person: str, whole_video: bool, left_out: Counter[str]) -> Iterator[Clip]:
     """The clips of an identity that have frames with landmarks."""
-    for video in sorted(_folders(root / "frames" / person)):
+    for video in entries(root / "frames" / person, left_out)[0]:
         name = f"{person}/{video}"
         frames = {
             clip: _frames_of(root, f"{name}/{clip}", left_out)
-            for clip in sorted(_folders(root / "frames" / name))
+            for clip in entries(root / "frames" / name, left_out)[0]
         }
         if whole_video:
             frames = {"": [f"{clip}/{frame}" for clip, some in frames.items() for frame in some]}
@@ -222,41 +203,15 @@ def _clips_of(root: Path, person: str, whole_video: bool, left_out: Counter[str]
 
 def _frames_of(root: Path, clip: str, left_out: Counter[str]) -> list[str]:
     """The frames of a clip that have landmarks, in their order."""
-    images = sorted(_files(root / "frames" / clip, IMAGES))
-    known = {name[:-4] for name in _files(root / "landmarks" / clip, (".npy",))}
-    found = [name for name in images if name.rpartition(".")[0] in known]
+    images = with_suffix(entries(root / "frames" / clip, left_out)[1], IMAGES)
+    files = entries(root / "landmarks" / clip, left_out)[1]
+    known = {stem(name) for name in with_suffix(files, (".npy",))}
+    found = [name for name in images if stem(name) in known]
     if len(found) < len(images):
         left_out["frames without a landmark file"] += len(images) - len(found)
     if not found:
         left_out["clips without a usable frame"] += 1
     return found
-
-
-def _splits(root: Path, people: list[str]) -> dict[str, list[str]]:
-    """The identities of each split, by the lists or, without lists, by hash; each sorted."""
-    lists = {split: root / "splits" / f"{split}.txt" for split in get_args(Split)}
-    if not any(path.is_file() for path in lists.values()):
-        ranked = sorted(people, key=lambda name: hashlib.blake2b(name.encode()).digest())
-        share = max(1, round(SHARE * len(people))) if len(people) > 2 else 0
-        chosen = {"val": ranked[:share], "test": ranked[share : 2 * share]}
-        chosen["train"] = ranked[2 * share :]
-        return {split: sorted(names) for split, names in chosen.items()}
-    known, names = set(people), {}
-    for split, path in lists.items():
-        lines = path.read_text().splitlines() if path.is_file() else []
-        listed = {text for line in lines if (text := line.partition("#")[0].strip())}
-        if absent := listed - known:
-            log.warning("'%s': %d of %d have no frames", path, len(absent), len(listed))
-        names[split] = sorted(listed & known)
-    for one, other in (("train", "val"), ("train", "test"), ("val", "test")):
-        if both := set(names[one]) & set(names[other]):
-            raise DataError(
-                f"'{root / 'splits'}': {sorted(both)[:5]} are in {one}.txt and in {other}.txt; "
-                "an identity may be in one split only"
-            )
-    if not any(names.values()):
-        raise DataError(f"'{root / 'splits'}' names none of the identities, e.g. '{people[0]}'")
-    return names
 
 
 def _nothing_usable(root: Path, left_out: Counter[str]) -> str:

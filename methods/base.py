@@ -150,6 +150,7 @@ class FaceMethod(LightningModule):
         loss = total(terms, self.weights)
         evaluating = stage != "train"
         size = 0 if evaluating and batch.get("repeated") else len(batch["images"])
+        size *= self.trainer.world_size  # Lightning averages the sizes in whole numbers
         if not (evaluating or self._logs_step):
             return terms, loss
         values = {f"{stage}/{name}": term.detach() for name, term in terms.items()}

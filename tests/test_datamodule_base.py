@@ -1,7 +1,6 @@
 """Crops, masks, choice of frames, bad frames; with a dataset made on the spot."""
 
 import logging
-from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -14,61 +13,13 @@ from core.crop import face_crop, transform_points, warp
 from core.errors import DataError
 from core.landmarks import mirror
 from datamodules.augment import Augmentation, flip_matrix
-from datamodules.base import Clip, FaceDataModule, Frame, Split, crop, hull_mask
+from datamodules.base import Clip, Frame
 from datamodules.cutting import cut_out
+from datamodules.masks import hull_mask
+from datamodules.reading import crop
 from datamodules.sampler import Draw
-from tests.fakes.voxceleb import face_points, smooth_image
-
-SIZE = 48
-
-
-def frame(seed: int, size: int = 90, mask: bool = True) -> Frame:
-    rng = np.random.default_rng(seed)
-    points = torch.from_numpy(face_points(rng, size))
-    image = torch.from_numpy(smooth_image(rng, size)).permute(2, 0, 1)
-    return Frame(
-        image=image,
-        landmarks=points[:, :2],
-        confidence=points[:, 2],
-        mask=(image[:1] > 120).to(torch.uint8) * 255 if mask else None,
-    )
-
-
-class Source:
-    """Clips of six frames; ``spoil`` changes what is read of a frame."""
-
-    def __init__(
-        self, clips: int = 5, spoil: Callable[[str, int, Frame], Frame] = lambda *given: given[2]
-    ) -> None:
-        names = np.array([b"%d.jpg" % i for i in range(6)])
-        self.listed = [Clip(f"id{k}/video/{k}", f"id{k}", names) for k in range(clips)]
-        self.spoil, self.count = spoil, 0
-
-    def clips(self, split: Split) -> list[Clip]:
-        return self.listed if split != "val" else []
-
-    def read(self, clip: Clip, index: int) -> Frame:
-        self.count += 1
-        number = int(clip.frames[index][:1])
-        made = frame(10 * int(clip.identity[2:]) + number, mask=number % 2 == 0)
-        return self.spoil(clip.identity, number, made)
-
-
-class Faces(FaceDataModule):
-    def __init__(self, made: Source | None = None, **options: object) -> None:
-        settings = {"frames_per_clip": 3, "clips_per_batch": 2, "workers": 0, "image_size": SIZE}
-        super().__init__(**(settings | options))
-        self.made = made or Source()
-        self.setup("fit")
-
-    def source(self) -> Source:
-        return self.made
-
-
-def frames_of(batch: dict) -> list[list[int]]:
-    ids = [int(name.rpartition("/")[2]) for name in batch["sample_ids"]]
-    return np.array(ids).reshape(len(batch["images"]), -1).tolist()
-
+from tests.fakes.dataset import SIZE, Source, faces, frame, frames_of
+from tests.fakes.voxceleb import face_points
 
 ALL = Augmentation(shift=0.1, scale=0.2, rotation=20.0, flip=0.5)
 
@@ -90,11 +41,24 @@ def test_cutting_out_is_warping(side: int, flipped: bool) -> None:
         torch.testing.assert_close(cut_out(image, matrix, SIZE), expected, atol=tolerance, rtol=0)
 
 
-def test_rotated_cutting_out_is_warping() -> None:
-    image = torch.randint(0, 256, (3, 120, 90), dtype=torch.uint8)
-    matrix = ALL.jitter(np.random.default_rng(0), SIZE) @ torch.diag(torch.tensor([0.7, 0.7, 1]))
-    expected = warp(image / 255, matrix, SIZE)
+@pytest.mark.parametrize("scale", [2.0, 0.9, 0.7, 0.4])
+@pytest.mark.parametrize("flipped", [False, True])
+def test_rotated_cutting_out_is_warping(scale: float, flipped: bool) -> None:
+    image = torch.randint(0, 256, (4, 120, 90), dtype=torch.uint8)
+    zoom = torch.tensor([[scale, 0, -20 * scale], [0, scale, 9], [0, 0, 1]])
+    matrix = ALL.jitter(np.random.default_rng(0), SIZE) @ zoom
+    matrix = flip_matrix(SIZE) @ matrix if flipped else matrix
+    expected = warp(image.double() / 255, matrix.double(), SIZE).float()
+    assert (expected == 0).any()  # outside the image
+    assert (expected > 0).any()
     torch.testing.assert_close(cut_out(image, matrix, SIZE), expected, atol=2e-5, rtol=0)
+
+
+def test_rotated_and_far_reduced_cutting_out_is_about_warping() -> None:
+    image = torch.randint(0, 256, (3, 300, 400), dtype=torch.uint8)
+    matrix = ALL.jitter(np.random.default_rng(0), SIZE) @ torch.diag(torch.tensor([0.2, 0.2, 1]))
+    expected = warp(image / 255, matrix, SIZE)  # averages blocks of the whole image
+    assert (cut_out(image, matrix, SIZE) - expected).abs().max() < 0.25
 
 
 def test_flip_is_exact() -> None:
@@ -119,7 +83,7 @@ def test_augmented_landmarks_stay_on_their_pixels() -> None:
     def coordinate_image(_: str, __: int, made: Frame) -> Frame:
         return replace(made, image=coordinates, landmarks=made.landmarks * 2.4, mask=None)
 
-    data = Faces(Source(8, coordinate_image), augmentation=ALL)
+    data = faces(Source(8, coordinate_image), augmentation=ALL)
     flips = set()
     for batch in data.train_dataloader():
         back, images = batch["crop_to_image"], batch["images"]
@@ -134,7 +98,7 @@ def test_augmented_landmarks_stay_on_their_pixels() -> None:
 
 
 def test_crop_to_image_takes_landmarks_home() -> None:
-    data = Faces(augmentation=ALL)
+    data = faces(augmentation=ALL)
     for batch in data.train_dataloader():
         home = transform_points(batch["crop_to_image"], batch["landmarks"])
         numbers = frames_of(batch)
@@ -174,7 +138,7 @@ def test_masks_end_where_the_image_ends() -> None:
     def moved(_: str, __: int, made: Frame) -> Frame:
         return replace(made, landmarks=made.landmarks - torch.tensor([25.0, 0]), mask=None)
 
-    data = Faces(Source(spoil=moved))
+    data = faces(Source(spoil=moved))
     batch = next(iter(data.test_dataloader()))
     black = batch["images"].amax(2, keepdim=True) == 0
     assert black.any()
@@ -190,7 +154,7 @@ def test_given_masks_are_cut_like_images() -> None:
     def with_mask(_: str, __: int, made: Frame) -> Frame:
         return replace(made, image=drawn.expand(3, -1, -1), mask=drawn[None])
 
-    for batch in Faces(Source(spoil=with_mask), augmentation=ALL).train_dataloader():
+    for batch in faces(Source(spoil=with_mask), augmentation=ALL).train_dataloader():
         torch.testing.assert_close(batch["masks"], batch["images"][:, :, :1], atol=0, rtol=0)
 
 
@@ -198,17 +162,17 @@ def test_given_masks_are_cut_like_images() -> None:
 
 
 def test_training_frames_differ_and_change_with_turn_and_seed() -> None:
-    data = Faces().train_dataloader().dataset
+    data = faces().train_dataloader().dataset
     drawn = [frames_of({**data[Draw(turn, 1)], "images": [0]})[0] for turn in range(12)]
     assert all(len(set(frames)) == 3 for frames in drawn)
     assert len({tuple(frames) for frames in drawn}) > 6
     assert {index for frames in drawn for index in frames} == set(range(6))
-    again = Faces(seed=1).train_dataloader().dataset
+    again = faces(seed=1).train_dataloader().dataset
     assert [frames_of({**again[Draw(t, 1)], "images": [0]})[0] for t in range(12)] != drawn
 
 
 def test_a_sample_depends_on_seed_turn_and_clip_only() -> None:
-    one, other = (Faces(augmentation=ALL).train_dataloader().dataset for _ in range(2))
+    one, other = (faces(augmentation=ALL).train_dataloader().dataset for _ in range(2))
     one[Draw(0, 3)], one[Draw(5, 0)]
     torch.manual_seed(7)
     np.random.seed(7)
@@ -219,7 +183,7 @@ def test_a_sample_depends_on_seed_turn_and_clip_only() -> None:
 
 
 def test_kept_frames_are_the_same_and_read_once() -> None:
-    modules = [Faces(augmentation=ALL, cache_gb=gb) for gb in (0.0, 1.0, 40e-6)]  # 40 kB: one fits
+    modules = [faces(augmentation=ALL, cache_gb=gb) for gb in (0.0, 1.0, 40e-6)]  # 40 kB: one fits
     data = [module.train_dataloader().dataset for module in modules]
     for turn in range(6):
         for clip in range(5):
@@ -235,7 +199,7 @@ def test_kept_frames_are_the_same_and_read_once() -> None:
 
 
 def test_short_clips_repeat_frames() -> None:
-    data = Faces(frames_per_clip=8)
+    data = faces(frames_per_clip=8)
     for loader in (data.train_dataloader(), data.test_dataloader()):
         for frames in frames_of(next(iter(loader))):
             assert len(frames) == 8
@@ -244,7 +208,7 @@ def test_short_clips_repeat_frames() -> None:
 
 @pytest.mark.parametrize(("wanted", "frames"), [(1, [2]), (2, [1, 4]), (3, [0, 2, 4])])
 def test_evaluation_frames_are_spread_evenly(wanted: int, frames: list[int]) -> None:
-    data = Faces(eval_frames_per_clip=wanted, eval_clips_per_batch=3, augmentation=ALL)
+    data = faces(eval_frames_per_clip=wanted, eval_clips_per_batch=3, augmentation=ALL)
     batches = list(data.test_dataloader())
     assert [len(batch["images"]) for batch in batches] == [3, 2]
     assert [f for batch in batches for f in frames_of(batch)] == [frames] * 5
@@ -255,27 +219,36 @@ def test_evaluation_frames_are_spread_evenly(wanted: int, frames: list[int]) -> 
 def test_prediction_takes_each_frame_once(every: int, frames: list[int]) -> None:
     ids = [
         name
-        for batch in Faces(predict_every=every).predict_dataloader()
+        for batch in faces(predict_every=every).predict_dataloader()
         for name in batch["sample_ids"]
     ]
     assert ids == [f"id{k}/video/{k}/{f}" for k in range(5) for f in frames]
 
 
 def test_an_epoch_has_the_wanted_length() -> None:
-    assert len(Faces().train_dataloader()) == 2
-    assert len(Faces(clips_per_batch=7).train_dataloader()) == 1  # not none at all
-    loader = Faces(batches_per_epoch=9).train_dataloader()
+    assert len(faces().train_dataloader()) == 2
+    assert len(faces(clips_per_batch=7).train_dataloader()) == 1  # not none at all
+    loader = faces(batches_per_epoch=9).train_dataloader()
     batches = list(loader)
     assert len(batches) == len(loader) == 9
     assert {len(batch["images"]) for batch in batches} == {2}
 
 
+def test_an_identity_in_two_splits_is_an_error() -> None:
+    class Mixed(Source):
+        def clips(self, split: str) -> list[Clip]:
+            return [replace(clip, identity="one") for clip in super().clips(split)[:1]]
+
+    with pytest.raises(DataError, match=r"\['one'\] are in the splits 'train' and 'test'"):
+        faces(Mixed())
+
+
 def test_empty_splits(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
-        assert Faces().val_dataloader() == []
+        assert faces().val_dataloader() == []
     assert "'val' is empty" in caplog.text
     with pytest.raises(DataError, match="no clips in the split 'test'"):
-        Faces(Source(0)).test_dataloader()
+        faces(Source(0)).test_dataloader()
 
 
 # bad frames
@@ -303,7 +276,7 @@ def test_bad_frames_are_left_out_and_counted(
     def spoil(identity: str, index: int, made: Frame) -> Frame:
         return BAD[kind](made) if index in (1, 4) and identity in ("id1", "id2") else made
 
-    data = Faces(Source(spoil=spoil), frames_per_clip=4, workers=workers)
+    data = faces(Source(spoil=spoil), frames_per_clip=4, workers=workers)
     loader = data.train_dataloader()
     with caplog.at_level(logging.WARNING):
         for _ in range(4):
@@ -321,7 +294,7 @@ def test_bad_frames_are_left_out_and_counted(
 
 
 def test_a_clip_without_usable_frames_is_replaced_in_training_and_left_out_in_evaluation() -> None:
-    data = Faces(Source(spoil=lambda i, _, f: nan(f) if i == "id1" else f), eval_clips_per_batch=2)
+    data = faces(Source(spoil=lambda i, _, f: nan(f) if i == "id1" else f), eval_clips_per_batch=2)
     loader = data.train_dataloader()
     for _ in range(3):
         for batch in loader:
@@ -336,7 +309,7 @@ def test_a_clip_without_usable_frames_is_replaced_in_training_and_left_out_in_ev
 
 def test_bad_files_are_not_read_again() -> None:
     source = Source(spoil=lambda i, _, f: nan(f) if i == "id1" else f)
-    dataset = Faces(source).train_dataloader().dataset
+    dataset = faces(source).train_dataloader().dataset
     dataset[Draw(0, 1)]
     first = source.count
     dataset[Draw(1, 1)]
@@ -346,7 +319,7 @@ def test_bad_files_are_not_read_again() -> None:
 @pytest.mark.parametrize("workers", [0, 1])
 @pytest.mark.parametrize("loader", ["train_dataloader", "test_dataloader", "predict_dataloader"])
 def test_nothing_usable_is_an_error_not_an_endless_loop(loader: str, workers: int) -> None:
-    data = Faces(Source(spoil=lambda _, __, f: nan(f)), batches_per_epoch=3, workers=workers)
+    data = faces(Source(spoil=lambda _, __, f: nan(f)), batches_per_epoch=3, workers=workers)
     with pytest.raises(DataError, match='"landmarks are not finite"') as error:
         list(getattr(data, loader)())
     assert "no usable frame in " in str(error.value)
@@ -361,7 +334,7 @@ def test_missing_landmarks_are_harmless() -> None:
         confidence[7] = 0.01
         return Frame(made.image, points, confidence, made.mask)
 
-    data = Faces(Source(spoil=partly), min_landmark_confidence=0.1)
+    data = faces(Source(spoil=partly), min_landmark_confidence=0.1)
     for batch in data.train_dataloader():
         assert batch["landmarks"].isfinite().all()
         assert (batch["landmark_confidence"][..., [3, 5, 7]] == 0).all()

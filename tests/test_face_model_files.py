@@ -366,3 +366,18 @@ def test_damaged_hdf5_is_a_data_error(basel):
         basel.write_bytes(data)
         with pytest.raises(DataError, match="not a readable HDF5 file"):
             read_h5(basel, {"shape/model/mean": (6,)})
+
+
+def test_a_damaged_string_in_hdf5_ends_in_an_error_or_is_whole(basel):
+    text, whole = '[{"id": "nez é"}]', basel.read_bytes()
+    heap = whole.index(b"GCOL")
+    refused = 0
+    for at in range(heap, heap + 32):  # the heads of the heap and of its first object
+        for byte in (0, 255):
+            basel.write_bytes(whole[:at] + bytes([byte]) + whole[at + 1 :])
+            try:
+                found = read_h5(basel, {"metadata/landmarks/json": ()})
+                assert str(found["metadata/landmarks/json"]) == text
+            except DataError:
+                refused += 1
+    assert refused > 20

@@ -1,6 +1,7 @@
 from collections import Counter
 from itertools import islice
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.data import Dataset
@@ -27,7 +28,7 @@ class Echo(Dataset):
 
 
 def loader(workers: int = 0, **options: object) -> ResumableLoader:
-    sampler = EpochSampler(10, length=12, seed=3)
+    sampler = EpochSampler([10], length=12, seed=3)
     context = "fork" if workers else None
     return ResumableLoader(
         dataset=Echo(),
@@ -40,34 +41,69 @@ def loader(workers: int = 0, **options: object) -> ResumableLoader:
 
 
 def test_all_clips_are_drawn_equally_often_whatever_the_length_of_an_epoch() -> None:
-    drawn = [draw for epoch in epochs(EpochSampler(10, length=4, seed=1), 15) for draw in epoch]
+    drawn = [draw for epoch in epochs(EpochSampler([10], length=4, seed=1), 15) for draw in epoch]
     assert Counter(draw.clip for draw in drawn) == dict.fromkeys(range(10), 6)
     assert len(set(drawn)) == 60  # (turn, clip) seeds the clip: never twice the same
     assert [draw.turn for draw in drawn] == sorted(draw.turn for draw in drawn)
 
 
 def test_order_depends_on_seed_and_epoch() -> None:
-    first = epochs(EpochSampler(50, length=50, seed=1), 2)
-    assert epochs(EpochSampler(50, length=50, seed=1), 2) == first
-    assert epochs(EpochSampler(50, length=50, seed=2), 2) != first
+    first = epochs(EpochSampler([50], length=50, seed=1), 2)
+    assert epochs(EpochSampler([50], length=50, seed=1), 2) == first
+    assert epochs(EpochSampler([50], length=50, seed=2), 2) != first
     assert [d.clip for d in first[0]] != [d.clip for d in first[1]]
     assert [d.clip for d in first[0]] != sorted(d.clip for d in first[0])
 
 
 def test_processes_share_the_stream() -> None:
-    alone = epochs(EpochSampler(9, length=6, seed=4), 3)
-    pair = [epochs(EpochSampler(9, 3, seed=4, rank=r, world_size=2), 3) for r in (0, 1)]
+    alone = epochs(EpochSampler([9], length=6, seed=4), 3)
+    pair = [epochs(EpochSampler([9], 3, seed=4, rank=r, world_size=2), 3) for r in (0, 1)]
     for epoch, whole in enumerate(alone):
         dealt = [draw for both in zip(*(p[epoch] for p in pair), strict=True) for draw in both]
         assert dealt == whole
 
 
 def test_in_order_every_clip_comes_once_to_one_process() -> None:
-    parts = [list(EpochSampler(7, shuffle=False, rank=r, world_size=2)) for r in (0, 1)]
-    assert len(parts[0]) == len(parts[1])  # else a process would wait for the other
-    assert [d.clip for d in parts[0]] == [0, 2, 4, 6]
-    assert [d.clip for d in parts[1]] == [1, 3, 5, 0]
-    assert list(EpochSampler(3, shuffle=False)) == [Draw(0, 0), Draw(0, 1), Draw(0, 2)]
+    parts = [list(EpochSampler([5, 2], shuffle=False, rank=r, world_size=2)) for r in (0, 1)]
+    assert parts[0] == [Draw(0, 0), Draw(0, 2), Draw(0, 4), Draw(0, 1, part=1)]
+    # else a process would wait for the other
+    assert parts[1] == [Draw(0, 1), Draw(0, 3), Draw(0, 0, part=1), Draw(0, 0, repeated=True)]
+    assert list(EpochSampler([3], shuffle=False)) == [Draw(0, 0), Draw(0, 1), Draw(0, 2)]
+
+
+@pytest.mark.parametrize("count", range(1, 14))
+@pytest.mark.parametrize("batch", [1, 2, 4])
+def test_in_order_all_processes_have_equally_many_batches(count: int, batch: int) -> None:
+    samplers = [
+        EpochSampler([0, count], shuffle=False, rank=r, world_size=3, batch_size=batch)
+        for r in range(3)
+    ]
+    assert len({-(-len(sampler) // batch) for sampler in samplers}) == 1
+    drawn = [list(sampler) for sampler in samplers]
+    assert [len(draws) for draws in drawn] == [len(sampler) for sampler in samplers]
+    once = sorted(draw.clip for draws in drawn for draw in draws if not draw.repeated)
+    assert once == list(range(count))
+    for draws in drawn:
+        for place, draw in enumerate(draws):
+            assert draw.part == 1
+            assert not draw.repeated or place % batch == 0  # alone in its batch
+
+
+@pytest.mark.parametrize("shares", [[1, 1], [3, 1], [2, 3, 5]])
+def test_parts_have_their_shares_spread_evenly(shares: list[int]) -> None:
+    counts = [7, 4, 11][: len(shares)]
+    sampler = EpochSampler(counts, 30, shares=shares)
+    drawn = [draw for epoch in epochs(sampler, 4) for draw in epoch]
+    parts = np.array([draw.part for draw in drawn])
+    for part, share in enumerate(shares):
+        wanted = np.arange(1, 121) * share / sum(shares)
+        assert np.abs((parts == part).cumsum() - wanted).max() <= 1
+        clips = [(draw.turn, draw.clip) for draw in drawn if draw.part == part]
+        whole = len(clips) // counts[part] * counts[part]
+        assert Counter(clip for _, clip in clips[:whole]) == dict.fromkeys(
+            range(counts[part]), whole // counts[part]
+        )
+        assert len(set(clips)) == len(clips)
 
 
 @pytest.mark.parametrize("after", [0, 1, 3, 4, 5, 8])

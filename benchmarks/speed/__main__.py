@@ -103,6 +103,8 @@ def data(given: argparse.Namespace) -> dict[str, Timing]:
             EMBEDDED if EMBEDDED.is_dir() else reading.made(Path(folder) / "small")
         )
         rows = reading.candidates(root, given.size, 4, 4, given.workers)
+        shards = Path(folder) / "shards"
+        rows += reading.shard_candidates(shards, given.size, 32, 4, given.workers)
         return measure(rows, given.rounds, given.wait_quiet)
 
 

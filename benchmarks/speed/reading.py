@@ -1,14 +1,29 @@
-"""How fast the VoxCeleb reader delivers cropped frames, with so many reading processes."""
+"""How fast frames are delivered, and shards prepared.
+
+``read``: cropped frames with landmarks and masks, from a tree of frames and from shards, with so
+many reading processes. ``decode``: the images of the same shards, by the same kind of loader, as
+they are stored: what all else is to be measured by. ``prepare``: a video to a shard, by one
+process, with given landmarks.
+"""
 
 from collections.abc import Callable
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.speed.timing import Candidate
 
 PEOPLE = (8, 0, 0)  # of the set that is made where none is given
 READER = ("datamodules.voxceleb", "VoxCeleb")  # by name, as in configs
+SHARDS = ("datamodules.shards", "Shards")
+VIDEOS, FRAMES = 6, 300  # that are made for shards
+NOISE = 2.0  # of the videos, grey levels: a frame of 224 pixels has about 20 kB
+AUGMENTATION = {"shift": 0.045, "scale": 0.1, "rotation": 10.0, "flip": 0.5}  # of a training
 
 
 def candidates(
@@ -31,6 +46,111 @@ def candidates(
     return found
 
 
+def shard_candidates(
+    root: Path, size: int, clips: int, frames: int, workers: list[int]
+) -> list[Candidate]:
+    """Rows for shards that are made here, with and without augmentation, and for making them.
+
+    Args:
+        root: an empty folder for them.
+        size: side of the stored and of the delivered crops.
+        clips: in a batch.
+        frames: of a clip.
+        workers: reading processes; 0 = this one.
+    """
+    plan = _made_shards(root, size)
+    batch = clips * frames
+    found = [_preparing(plan, root, size)]
+    augmentation = import_module("datamodules.augment").Augmentation(**AUGMENTATION)
+    for count in workers:
+        run, images = _bare(plan.out, batch, count)
+        found.append(Candidate(f"decode/shards/{size}/{batch}/bare/{count}", run, images, 1))
+        for name, options in (("shards", {}), ("augmented", {"augmentation": augmentation})):
+            run, images = _epoch(plan.out, size, clips, frames, count, SHARDS, options)
+            found.append(Candidate(f"read/shards/{size}/{batch}/{name}/{count}", run, images, 1))
+    return found
+
+
+def _made_shards(root: Path, size: int) -> Any:
+    """Prepare a few videos; returns the plan."""
+    import av
+
+    rng = np.random.default_rng(0)
+    y, x = np.mgrid[:size, :size] / size
+    # A frontal face: what matters is where its box is.
+    points = 0.5 + 0.31 * np.stack([np.sin(np.arange(68) * 1.7), np.cos(np.arange(68) * 2.3)], -1)
+    for number in range(VIDEOS):
+        path = root / f"raw/id{number}/video/00001.mp4"
+        path.parent.mkdir(parents=True)
+        waves = rng.uniform(-9, 9, (3, 2))
+        with av.open(str(path), "w") as container:
+            stream: Any = container.add_stream("libx264", rate=25, options={"crf": "12"})
+            stream.width = stream.height = size
+            stream.pix_fmt = "yuv420p"
+            for frame in range(FRAMES):
+                image = np.stack([np.sin(a * x + b * y + frame / 30) for a, b in waves], -1)
+                noisy = 128 + 90 * image + rng.normal(0, NOISE, image.shape)
+                pixels = noisy.clip(0, 255).astype(np.uint8)
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+            container.mux(stream.encode())
+        moved = points + rng.normal(0, 0.003, (FRAMES, 68, 2))
+        np.savez(path.with_suffix(".npz"), landmarks=moved * size)
+    planning = import_module("datamodules.preparation.plan")
+    margin = import_module("core.crop").MARGIN
+    settings = planning.Settings(size=size, margin=margin, videos_per_shard=1)
+    plan = planning.make_plan(root / "raw", root / "shards", settings)
+    shard = import_module("datamodules.preparation.shard")
+    for job in plan.jobs():
+        shard.prepare_shard(job)
+    missing = shard.finish(plan)
+    assert not missing
+    return plan
+
+
+def _preparing(plan: Any, root: Path, size: int) -> Candidate:
+    """One video, again and again."""
+    shard = import_module("datamodules.preparation.shard")
+    job = replace(plan.jobs()[0], out=root / "again")
+
+    def run() -> None:
+        job.tar.unlink(missing_ok=True)
+        shard.prepare_shard(job)
+
+    return Candidate(f"prepare/videos/{size}/1/local/1", run, FRAMES, 1)
+
+
+class _Stored(Dataset):
+    """The images of shards, decoded and nothing else."""
+
+    def __init__(self, root: Path) -> None:
+        self.source = import_module(SHARDS[0]).ShardSource(root)
+        splits = ("train", "val", "test")
+        self.frames = [
+            (clip, index)
+            for split in splits
+            for clip in self.source.clips(split)
+            for index in range(len(clip.frames))
+        ]
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        return self.source.read_image(*self.frames[index])
+
+
+def _bare(root: Path, batch: int, workers: int) -> tuple[Callable[[], object], int]:
+    data = _Stored(root)
+    loader: DataLoader = DataLoader(
+        data, batch, shuffle=True, num_workers=workers, persistent_workers=workers > 0
+    )
+
+    def run() -> int:
+        return sum(len(images) for images in loader)
+
+    return run, run()
+
+
 def made(folder: Path) -> Path:
     """A small synthetic set in a folder, made if it is not there."""
     settings = import_module("datamodules.synthesis.settings").SynthesisSettings(identities=PEOPLE)
@@ -39,15 +159,22 @@ def made(folder: Path) -> Path:
 
 
 def _epoch(
-    root: Path, size: int, clips: int, frames: int, workers: int
+    root: Path,
+    size: int,
+    clips: int,
+    frames: int,
+    workers: int,
+    reader_class: tuple[str, str] = READER,
+    options: dict[str, Any] | None = None,
 ) -> tuple[Callable[[], object], int]:
-    module, name = READER
+    module, name = reader_class
     reader: Any = getattr(import_module(module), name)(
         root,
         image_size=size,
         clips_per_batch=clips,
         frames_per_clip=frames,
         workers=workers,
+        **(options or {}),
     )
     reader.setup("fit")
     loader = reader.train_dataloader()

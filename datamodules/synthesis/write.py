@@ -18,15 +18,10 @@ truth is whole.
 
 import hashlib
 import json
-import multiprocessing
-import os
 import shutil
-import threading
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 
 import numba
@@ -42,17 +37,10 @@ from datamodules.synthesis.clip import Clip, make_clip
 from datamodules.synthesis.person import Studio
 from datamodules.synthesis.sensor import encoded
 from datamodules.synthesis.settings import GENERATOR_VERSION, SynthesisSettings
+from datamodules.workers import in_processes
 
 TREES = ("frames", "landmarks", "masks")
 PARTIAL = ".partial"
-WORKER_ENVIRONMENT = {
-    # idle threads of a pool wait actively and would take the other workers' cores
-    "OMP_NUM_THREADS": "1",
-    "NUMBA_NUM_THREADS": "1",
-    # glibc keeps freed memory: in a virtual machine a fresh page may cost more than its arithmetic
-    "MALLOC_MMAP_THRESHOLD_": "33554432",
-    "MALLOC_TRIM_THRESHOLD_": "2000000000",
-}
 
 
 def identity_name(number: int) -> str:
@@ -128,21 +116,9 @@ def _write_missing(root: Path, settings: SynthesisSettings, jobs: int) -> None:
                 for number, keys in work.items():
                     bar.update(_write_person(root, studio, number, keys))
         else:
-            # spawn: a forked copy of a process in which torch has run threads may hang
-            with ProcessPoolExecutor(
-                min(jobs, len(work)),
-                multiprocessing.get_context("spawn"),
-                initializer=_start_worker,
-                initargs=(root, settings),
-            ) as pool:
-                with _environment(WORKER_ENVIRONMENT):  # the first submission starts the workers
-                    tasks = [pool.submit(_work, root, *item) for item in work.items()]
-                try:
-                    for task in as_completed(tasks):
-                        bar.update(task.result())
-                except BaseException:
-                    pool.shutdown(wait=True, cancel_futures=True)
-                    raise
+            calls = [(root, *item) for item in work.items()]
+            for written in in_processes(_work, calls, jobs, _start_worker, (root, settings)):
+                bar.update(written)
     (root / "splits").mkdir(exist_ok=True)
     for split, numbers in settings.split().items():
         lines = "".join(f"{identity_name(number)}\n" for number in numbers)
@@ -160,40 +136,15 @@ def _clips(settings: SynthesisSettings) -> list[tuple[int, int]]:
 _studio: Studio | None = None  # of a worker process
 
 
-@contextmanager
-def _environment(values: dict[str, str]) -> Iterator[None]:
-    """Environment variables for processes that are started inside; afterwards as before."""
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
-
-
 def _open_studio(root: Path, settings: SynthesisSettings) -> Studio:
     """With the set's own copy of the face model: what is continued later is of one piece."""
     return Studio(FaceModel.from_file(root / "truth" / "model.npz"), settings)
 
 
 def _start_worker(root: Path, settings: SynthesisSettings) -> None:
-    """Prepare a worker: one thread, the face model, an end when its parent ends."""
+    """Prepare a worker: the face model."""
     global _studio
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        threading.Thread(target=partial(_end_with, parent), daemon=True).start()
-    torch.set_num_threads(1)
-    numba.set_num_threads(1)
     _studio = _open_studio(root, settings)
-
-
-def _end_with(parent: multiprocessing.process.BaseProcess) -> None:
-    parent.join()
-    os._exit(1)
 
 
 def _work(root: Path, number: int, keys: list[tuple[int, int]]) -> int:

@@ -1,0 +1,140 @@
+"""The one unit of work: a shard, written whole or not at all, as often as one likes."""
+
+import json
+import os
+import shutil
+import socket
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from core.errors import AssetNotFoundError, DataError, MonofaceError
+from datamodules.preparation.plan import Job, Plan, write_whole
+from datamodules.preparation.video import stored_frames
+from datamodules.shard_files import ShardWriter, StoredFrame, write_index
+
+PARTIAL = ".partial"
+
+
+def prepare_shard(job: Job) -> int:
+    """Write a shard and its part of the index; nothing if it is there.
+
+    The result depends on the job only. It is written aside and renamed, the shard last: where it
+    is, all of it is, whatever happened, and whoever wrote it at the same time.
+
+    Returns:
+        How many videos it is made of.
+
+    Raises:
+        DataError: it cannot be written.
+        AssetNotFoundError: a model is missing.
+    """
+    if job.tar.is_file():
+        return len(job.videos)
+    aside = job.out / PARTIAL / f"{job.shard:05}.{socket.gethostname()}.{os.getpid()}"
+    tar, part = aside.with_name(f"{aside.name}.tar"), aside.with_name(f"{aside.name}.npz")
+    try:
+        tar.parent.mkdir(parents=True, exist_ok=True)
+        job.tar.parent.mkdir(parents=True, exist_ok=True)
+        arrays = _write(job, tar)
+        with part.open("wb") as file:
+            np.savez(file, **arrays)  # type: ignore[arg-type]
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(job.part)
+        tar.replace(job.tar)
+    except MonofaceError:
+        raise
+    except OSError as error:
+        raise DataError(
+            f"'{job.out}' cannot be written to: {error.strerror or error}. What is finished is "
+            "whole: free some space and run the same command again"
+        ) from error
+    finally:
+        for path in (tar, part):
+            path.unlink(missing_ok=True)
+    return len(job.videos)
+
+
+def finish(plan: Plan) -> list[int]:
+    """Write index and report, if all shards are there.
+
+    Returns:
+        The shards that are missing.
+
+    Raises:
+        DataError: there is nothing in them, or the index cannot be written.
+    """
+    jobs = plan.jobs()
+    missing = [job.shard for job in jobs if not job.tar.is_file()]
+    if missing or (plan.out / "index").is_dir():
+        return missing
+    parts = [_read_part(job.part) for job in jobs]
+    _write_report(plan, [json.loads(part["report"].tobytes()) for part in parts])
+    aside = plan.out / PARTIAL / f"index.{socket.gethostname()}.{os.getpid()}"
+    shutil.rmtree(aside, ignore_errors=True)
+    try:
+        write_index(aside, parts, [job.tar.stat().st_size for job in jobs])
+        aside.rename(plan.out / "index")
+    except OSError as error:
+        if not (plan.out / "index").is_dir():  # else somebody else has just written the same one
+            raise DataError(f"'{plan.out}/index' cannot be written: {error}") from error
+    shutil.rmtree(plan.out / PARTIAL, ignore_errors=True)  # what killed processes have left
+    return []
+
+
+def _write(job: Job, path: Path) -> dict[str, np.ndarray]:
+    """Write the tar file; returns its part of the index, with the report as JSON."""
+    dropped = Counter[str]()
+    bad: list[tuple[str, str]] = []
+    with path.open("wb") as file:
+        writer = ShardWriter(file, job.shard)
+        for video in job.videos:
+            frames: list[StoredFrame] = []
+            reason = "no good face in it"
+            try:
+                for frame in stored_frames(job, video, dropped):
+                    frames.append(frame)  # those before a damage are kept
+                reason = "" if frames else reason
+            except AssetNotFoundError:  # a model; nothing is wrong with the video
+                raise
+            except (DataError, OSError) as error:
+                reason = str(error)
+            if reason:
+                bad.append((video.path, reason))
+            writer.add(video.clip, video.identity, frames)
+        arrays = writer.close()
+        file.flush()
+        os.fsync(file.fileno())
+    report = {"videos": len(job.videos), "frames": len(arrays["frames"])}
+    text = json.dumps(report | {"dropped": dict(dropped), "bad": bad})
+    return arrays | {"report": np.frombuffer(text.encode(), np.uint8)}
+
+
+def _read_part(path: Path) -> dict[str, np.ndarray]:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return dict(file)
+    except Exception as error:  # NumPy's parsers raise a dozen kinds on damaged files
+        raise DataError(
+            f"'{path}' is not part of an index: {error}. Remove it and the .tar of the same number "
+            "and run the same command again"
+        ) from error
+
+
+def _write_report(plan: Plan, reports: list[dict[str, Any]]) -> None:
+    dropped = sum((Counter(report["dropped"]) for report in reports), Counter[str]())
+    whole = {
+        "videos": sum(report["videos"] for report in reports),
+        "frames": sum(report["frames"] for report in reports),
+        "dropped_frames": dict(dropped.most_common()),
+        "left_out_of_the_listing": plan.left_out,
+        "bad_videos": [
+            {"video": video, "reason": reason}
+            for report in reports
+            for video, reason in report["bad"]
+        ],
+    }
+    write_whole(plan.out / "report.json", (json.dumps(whole, indent=1) + "\n").encode())

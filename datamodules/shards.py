@@ -1,0 +1,230 @@
+"""Face crops in tar files with an index: what the preparation of a large dataset writes.
+
+On disk:
+
+    <root>/shards/<number>.tar       five digits; webdataset reads it as it is. For each frame:
+        <clip>/<frame>.jpg               the crop, square, at least as wide as the training's
+        <clip>/<frame>.landmarks.npy     float32 (68, 3): x, y in pixels of the crop, confidence in
+                                         [0, 1], 0 = missing
+        <clip>/<frame>.mask.png          grey, as FaceBatch.masks: 255 = face seen, 0 = not; may be
+                                         absent: the hull of the landmarks
+    <root>/index/frames.npy          one line a frame, ``shard_files.FRAME``: where it is
+    <root>/index/names.npy           the names of the frames, bytes, "000012.jpg"
+    <root>/index/clips.npy           one line a clip, sorted by name: name, identity (bytes, UTF-8),
+                                     first, last: its part of the two files above
+    <root>/index/shards.npy          the size of each tar file, bytes
+    <root>/splits/{train,val,test}.txt
+        one identity a line; # starts a comment; without them the identities are divided by a hash
+        of their names: 10 % val, 10 % test
+
+* Pixels: origin at the top left corner of the crop, centre of the first pixel (0.5, 0.5), y down.
+  Landmarks: iBUG order.
+* The index is mapped into memory, so the pages that are used are shared by all processes. A frame
+  is read by one call, at its place, whatever the order: the order of training is as random as for
+  single files.
+* Reading processes keep at most ``OPEN_FILES`` files open.
+
+Written by ``python -m datamodules prepare``, with ``datamodules.shard_files``.
+"""
+
+import os
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from torch import Tensor
+
+from core.errors import AssetNotFoundError, DataError
+from datamodules.base import FaceDataModule
+from datamodules.clips import Clip, Fault, Frame, Split, UnusableFrameError
+from datamodules.listing import clips_by_split, listed_or_divided
+from datamodules.shard_files import FRAME, LANDMARK_BYTES
+
+OPEN_FILES = 64
+WANTED = "shards/00000.tar and index/frames.npy, as `python -m datamodules prepare` writes them"
+
+
+class Shards(FaceDataModule):
+    """Clips in shards, laid out as this module's docstring says.
+
+    Args:
+        root: the folder.
+        identities: train with only the first so many people of the training split, sorted by name;
+            None = all. Validation and test keep theirs.
+        **options: of ``FaceDataModule``.
+    """
+
+    def __init__(self, root: Path, identities: int | None = None, **options: Any) -> None:
+        super().__init__(**options)
+        self.root, self.identities = Path(root), identities
+
+    def source(self) -> "ShardSource":
+        """The shards, by their index."""
+        return ShardSource(self.root, self.identities)
+
+
+class ShardSource:
+    """Reads frames out of shards. Costs little to pickle, and may be forked.
+
+    Args:
+        root: the folder.
+        identities: only the first so many in the training split.
+
+    Raises:
+        AssetNotFoundError: there is no such folder, or it holds no index.
+        DataError: the index is damaged or belongs to other shards.
+    """
+
+    def __init__(self, root: Path, identities: int | None = None) -> None:
+        self.root, self.identities = Path(root), identities
+        self._open()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"root": self.root, "identities": self.identities}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.root, self.identities = state["root"], state["identities"]
+        self._open()
+
+    def __str__(self) -> str:
+        return f"'{self.root}'"
+
+    def clips(self, split: Split) -> list[Clip]:
+        """The clips of a split, sorted by name."""
+        return self._splits[split]
+
+    def read(self, clip: Clip, index: int) -> Frame:
+        """One frame.
+
+        Raises:
+            UnusableFrameError: the shard is gone or damaged there.
+        """
+        place, where = self._place(clip, index)
+        mask, begin = int(place["mask_bytes"]), int(place["landmarks"])
+        count = int(place["mask"]) + mask if mask else begin + LANDMARK_BYTES
+        content = self._read(place, count, where)
+        values = content[begin : begin + LANDMARK_BYTES].view(torch.float32).view(68, 3)
+        image = content[: int(place["image"])]
+        return Frame(
+            _decoded(image, cv2.IMREAD_COLOR_RGB, Fault.IMAGE, where),
+            values[:, :2],
+            values[:, 2],
+            _decoded(content[-mask:], cv2.IMREAD_GRAYSCALE, Fault.MASK, where) if mask else None,
+        )
+
+    def read_image(self, clip: Clip, index: int) -> UInt8[Tensor, "3 h w"]:
+        """Only the image of a frame.
+
+        Raises:
+            UnusableFrameError: the shard is gone or damaged there.
+        """
+        place, where = self._place(clip, index)
+        content = self._read(place, int(place["image"]), where)
+        return _decoded(content, cv2.IMREAD_COLOR_RGB, Fault.IMAGE, where)
+
+    def _place(self, clip: Clip, index: int) -> tuple[np.void, str]:
+        """A frame's line of the index, and its name for messages."""
+        first, last = self._rows[clip.name]
+        name = clip.frames[index]
+        place = self._frames[first + int(np.searchsorted(self._names[first:last], name))]
+        return place, f"'{self._files.path(place['shard'])}', {clip.name}/{name.decode()}"
+
+    def _read(self, place: np.void, count: int, where: str) -> UInt8[Tensor, " n"]:
+        try:
+            return self._files.read(int(place["shard"]), int(place["start"]), count)
+        except OSError as error:
+            raise UnusableFrameError(Fault.IMAGE, f"{where}: {error}") from error
+
+    def _open(self) -> None:
+        if not (self.root / "index").is_dir():
+            found = "no such folder"
+            if self.root.is_dir():
+                found = str(sorted(path.name for path in self.root.iterdir())[:6])
+            unfinished = ""
+            if (self.root / "shards").is_dir():
+                unfinished = " A preparation that did not finish? Run its command again."
+            raise AssetNotFoundError(
+                "shards", f"'{self.root}' ({found})", f"Wanted {WANTED}.{unfinished}"
+            )
+        self._frames = self._array("frames", FRAME)
+        self._names = self._array("names")
+        clips = self._array("clips")
+        sizes = self._array("shards")
+        self._files = _OpenFiles(self.root / "shards")
+        for shard, size in enumerate(sizes.tolist()):
+            path = self._files.path(shard)
+            got = path.stat().st_size if path.is_file() else "no such file"
+            if got != size:
+                raise DataError(
+                    f"'{path}': {got} bytes, wanted {size} by the index: copy the shards again, or "
+                    "remove shards and index and prepare them again"
+                )
+        first, last = clips["first"].tolist(), clips["last"].tolist()
+        names = [name.decode() for name in clips["name"].tolist()]
+        people = [name.decode() for name in clips["identity"].tolist()]
+        self._rows = dict(zip(names, zip(first, last, strict=True), strict=True))
+        division = listed_or_divided(self.root / "splits", sorted(set(people)))
+        division["train"] = division["train"][: self.identities]
+        listed = (
+            Clip(name, person, self._names[begin:end])
+            for name, person, begin, end in zip(names, people, first, last, strict=True)
+        )
+        self._splits = clips_by_split(listed, division)
+
+    def _array(self, name: str, kind: np.dtype | None = None) -> np.ndarray:
+        path = self.root / "index" / f"{name}.npy"
+        try:
+            array = np.load(path, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError) as error:
+            raise DataError(f"'{path}' is not part of an index of shards: {error}") from error
+        if array.ndim != 1 or (kind and array.dtype != kind):
+            raise DataError(f"'{path}': {array.dtype} {array.shape}, wanted {kind} in one row")
+        return np.asarray(array)  # a plain view: slices of a memmap are slow to make
+
+
+def _decoded(
+    content: UInt8[Tensor, " n"], kind: int, fault: Fault, where: str
+) -> UInt8[Tensor, "c h w"]:
+    pixels = cv2.imdecode(content.numpy(), kind)  # in two thirds of Pillow's time
+    if pixels is None:
+        raise UnusableFrameError(fault, f"{where}: cannot be decoded")
+    return torch.from_numpy(np.atleast_3d(pixels)).permute(2, 0, 1).contiguous()
+
+
+class _OpenFiles:
+    """The shards that were read last. Places are given with each read, so that processes that share
+    a file do not disturb each other.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._open: OrderedDict[int, int] = OrderedDict()  # descriptors, the last used last
+
+    def __del__(self) -> None:
+        for descriptor in self._open.values():
+            os.close(descriptor)
+
+    def path(self, shard: int | np.integer) -> Path:
+        return self.folder / f"{shard:05}.tar"
+
+    def read(self, shard: int, start: int, count: int) -> UInt8[Tensor, " n"]:
+        """So many bytes.
+
+        Raises:
+            OSError: the file is gone, cannot be read, or ends before.
+        """
+        descriptor = self._open.pop(shard, None)
+        if descriptor is None:
+            descriptor = os.open(self.path(shard), os.O_RDONLY)
+        self._open[shard] = descriptor
+        if len(self._open) > OPEN_FILES:
+            os.close(self._open.popitem(last=False)[1])
+        content = bytearray(count)
+        got = os.preadv(descriptor, [content], start)
+        if got < count:
+            raise OSError(f"ends after {start + got} bytes, wanted {start + count}")
+        return torch.frombuffer(content, dtype=torch.uint8)

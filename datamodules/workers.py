@@ -1,0 +1,100 @@
+"""Processes that share work, one thread each; they end when the process that started them ends."""
+
+import multiprocessing
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import numba
+import torch
+
+from core.errors import DataError
+
+Result = TypeVar("Result")
+
+ENVIRONMENT = {
+    # idle threads of a pool wait actively and would take the other workers' cores
+    "OMP_NUM_THREADS": "1",
+    "NUMBA_NUM_THREADS": "1",
+    # glibc keeps freed memory: in a virtual machine a fresh page may cost more than its arithmetic
+    "MALLOC_MMAP_THRESHOLD_": "33554432",
+    "MALLOC_TRIM_THRESHOLD_": "2000000000",
+}
+
+
+def in_processes(
+    work: Callable[..., Result],
+    calls: Sequence[tuple[Any, ...]],
+    jobs: int,
+    initializer: Callable[..., None] | None = None,
+    initargs: tuple[Any, ...] = (),
+) -> Iterator[Result]:
+    """Yields the results of ``work(*call)`` for all calls, as they come.
+
+    An error of one call, or of the caller, ends the others that have not begun.
+
+    Args:
+        work: a function of a module.
+        calls: its arguments, picklable.
+        jobs: processes at most.
+        initializer: is called once in each process before.
+        initargs: its arguments.
+
+    Raises:
+        DataError: a process was ended from outside.
+    """
+    # spawn: a forked copy of a process in which torch has run threads may hang
+    with ProcessPoolExecutor(
+        min(jobs, len(calls)),
+        multiprocessing.get_context("spawn"),
+        initializer=_start,
+        initargs=(initializer, initargs),
+    ) as pool:
+        with _environment(ENVIRONMENT):  # the first submission starts the workers
+            tasks = [pool.submit(work, *call) for call in calls]
+        try:
+            for task in as_completed(tasks):
+                yield task.result()
+        except BrokenProcessPool as error:
+            raise DataError(
+                "one of the working processes was ended from outside, maybe for want of memory. "
+                "What is finished is kept: run the same command again, with fewer processes"
+            ) from error
+        except BaseException:
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
+
+
+def _start(initializer: Callable[..., None] | None, initargs: tuple[Any, ...]) -> None:
+    """One thread, an end when the parent ends, and what the caller wants besides."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    torch.set_num_threads(1)
+    numba.set_num_threads(1)
+    if initializer is not None:
+        initializer(*initargs)
+
+
+def _end_with(parent: multiprocessing.process.BaseProcess) -> None:
+    parent.join()
+    os._exit(1)
+
+
+@contextmanager
+def _environment(values: dict[str, str]) -> Iterator[None]:
+    """Environment variables for processes that are started inside; afterwards as before."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value

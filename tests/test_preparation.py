@@ -1,0 +1,542 @@
+"""Preparation: raw videos to shards, whatever is wrong with them and however often it is killed."""
+
+import errno
+import json
+import multiprocessing
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import TensorProto, helper
+
+from core.crop import face_crop
+from core.detect import Detection, FaceDetector, main_track
+from core.errors import AssetNotFoundError, DataError
+from datamodules.__main__ import main
+from datamodules.preparation import video as video_module
+from datamodules.preparation.masks import FaceParser
+from datamodules.preparation.plan import Settings, list_videos, make_plan
+from datamodules.preparation.shard import finish, prepare_shard
+from datamodules.preparation.video import decoded
+from datamodules.shards import ShardSource
+from tests.fakes.videos import film, landmarks, write
+from tests.fakes.voxceleb import face_points
+
+CLIP = "id10001/video0/00001"
+
+
+@pytest.fixture(scope="module")
+def raw(tmp_path_factory):
+    return write(tmp_path_factory.mktemp("raw"))
+
+
+@pytest.fixture(scope="module")
+def plan(raw, tmp_path_factory):
+    return make_plan(raw, tmp_path_factory.mktemp("out") / "set", Settings(videos_per_shard=3))
+
+
+@pytest.fixture(scope="module")
+def prepared(plan):
+    """Done in one go."""
+    for job in plan.jobs():
+        prepare_shard(job)
+    assert finish(plan) == []
+    return plan.out
+
+
+def contents(out):
+    """All files of a preparation but its plan, which names folders."""
+    files = sorted(path for path in out.rglob("*") if path.is_file() and path.name != "plan.json")
+    return {str(path.relative_to(out)): path.read_bytes() for path in files}
+
+
+def clips(out):
+    source = ShardSource(out)
+    return source, {c.name: c for split in ("train", "val", "test") for c in source.clips(split)}
+
+
+# what comes of it
+
+
+def test_every_good_face_and_why_not_the_others(prepared, raw):
+    _, found = clips(prepared)
+    assert {name: clip.identity for name, clip in found.items()} == {
+        f"id1000{person}/video{video}/00001": f"id1000{person}"
+        for person in range(4)
+        for video in range(2)
+    }
+    whole = [b"%06d.jpg" % i for i in range(5)]
+    quirks = [whole[0], *whole[3:]]
+    for name, clip in found.items():
+        assert clip.frames.tolist() == (quirks if name.startswith("id10000/video0") else whole)
+    report = json.loads((prepared / "report.json").read_text())
+    assert (report["videos"], report["frames"]) == (12, 38)
+    assert report["dropped_frames"] == {"no face": 1, "landmarks are not finite": 1}
+    reasons = {bad["video"].split("/")[3]: bad["reason"] for bad in report["bad_videos"]}
+    wanted = {
+        "video2": "cannot be decoded",
+        "video3": "cannot be decoded",
+        "video4": "5 landmarks a frame, wanted 68",
+        "video5": "does not hold landmarks",
+    }
+    assert reasons.keys() == wanted.keys()
+    assert all(text in reasons[name] for name, text in wanted.items())
+
+
+def test_crops_are_where_their_landmarks_are(prepared, raw):
+    """The stored crop shows at each landmark what the video shows there."""
+    source, found = clips(prepared)
+    path = raw / f"dev/mp4/{CLIP}.mp4"
+    given = np.load(path.with_suffix(".npz"))
+    for index, image in decoded(path):
+        frame = source.read(found[CLIP], index)
+        assert frame.image.shape == (3, 256, 256)
+        points = torch.from_numpy(given["landmarks"][index])
+        low, high = points.amin(0), points.amax(0)
+        scale = 256 / (Settings().margin * (high - low).amax())
+        wanted = (points - (low + high) / 2) * scale + 128
+        torch.testing.assert_close(frame.landmarks, wanted, atol=1e-3, rtol=0)
+        np.testing.assert_array_equal(frame.confidence, given["confidence"][index])
+        x, y = points.round().long().T.clamp(1, 158)
+        there = torch.stack([image[:, y - dy, x - dx] for dx in (0, 1) for dy in (0, 1)]).float()
+        x, y = ((points.round() - (low + high) / 2) * scale + 128).long().T
+        here = frame.image[:, y, x].float()
+        assert (there.mean(0) - here).abs().mean() < 4
+        mask = frame.mask[0].float() / 255
+        assert mask[128, 128] == 1
+        assert mask[:5].max() == 0
+
+
+def test_a_crop_of_the_training_is_a_part_of_it_pixel_by_pixel(prepared):
+    source, found = clips(prepared)
+    frame = source.read(found[CLIP], 0)
+    matrix = face_crop(frame.landmarks, frame.confidence, 224)
+    torch.testing.assert_close(
+        matrix, torch.tensor([[1.0, 0, -16], [0, 1, -16], [0, 0, 1]]), atol=2e-3, rtol=0
+    )
+
+
+def test_where_the_video_ends_is_no_face(tmp_path):
+    film(tmp_path / "a/b/1.mp4", 1, 160)
+    points = face_points(np.random.default_rng(0), 160)[None]
+    points[..., 0] -= 70  # part of it is outside on the left
+    landmarks(tmp_path / "a/b/1.mp4", points[..., :2], points[..., 2])
+    plan = make_plan(tmp_path, tmp_path / "out", Settings())
+    (job,) = plan.jobs()
+    prepare_shard(job)
+    assert finish(plan) == []
+    source, found = clips(plan.out)
+    frame = source.read(found["a/b/1"], 0)
+    given = torch.from_numpy(points[0, :, :2])
+    scale = (frame.landmarks[16] - frame.landmarks[0]).norm() / (given[16] - given[0]).norm()
+    border = int(frame.landmarks[0, 0] - scale * given[0, 0])  # of the video, in the crop
+    assert 10 < border < 128
+    assert frame.mask[0, :, : border - 1].max() == 0
+    assert frame.image[:, :, : border - 8].float().mean() < 8
+    assert frame.mask[0, 128, border + 4] == 255
+
+
+def test_thresholds(raw, tmp_path):
+    def frames(**options):
+        out = tmp_path / str(len(list(tmp_path.iterdir())))
+        plan = make_plan(raw / "dev/mp4/id10002", out, Settings(**options))
+        (job,) = plan.jobs()
+        prepare_shard(job)
+        with np.load(job.part) as part:
+            report = json.loads(part["report"].tobytes())
+        return len(np.load(job.part)["frames"]), report["dropped"]
+
+    assert frames() == (10, {})
+    assert frames(every=2) == (6, {})
+    assert frames(min_crop_px=500.0) == (0, {"face is too small": 10})
+    assert frames(min_confidence=0.99) == (0, {"confidence is too low": 10})
+    for bad in ({"size": 0}, {"quality": 0}, {"margin": 0.0}, {"mask": "parsing"}):
+        with pytest.raises(DataError, match="preparation: "):
+            Settings(**bad)
+
+
+def test_finish_says_what_is_missing_or_that_nothing_was_good(raw, tmp_path):
+    plan = make_plan(raw / "dev/mp4/id10001", tmp_path / "a", Settings(videos_per_shard=1))
+    prepare_shard(plan.jobs()[1])
+    assert finish(plan) == [0]
+    assert not (tmp_path / "a/index").exists()
+    plan = make_plan(raw / "dev/mp4/id10001", tmp_path / "b", Settings(min_crop_px=900.0))
+    prepare_shard(plan.jobs()[0])
+    with pytest.raises(DataError, match=r"report\.json says why"):
+        finish(plan)
+    report = json.loads((tmp_path / "b/report.json").read_text())
+    assert [bad["reason"] for bad in report["bad_videos"]] == ["no good face in it"] * 2
+
+
+# killed, interrupted, full
+
+
+def test_killed_at_any_time_nothing_is_lost_or_doubled(raw, plan, prepared, tmp_path):
+    again = make_plan(raw, tmp_path / "set", plan.settings)
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["datamodules.preparation.shard"])
+    rng, kills = random.Random(0), 0
+    for job in again.jobs():
+        for attempt in range(4):
+            process = context.Process(target=prepare_shard, args=(job,))
+            process.start()
+            if attempt < 3:
+                begun = tmp_path / "set/.partial"
+                while process.is_alive() and not list(
+                    begun.glob(f"{job.shard:05}.*.{process.pid}*")
+                ):
+                    time.sleep(0.001)
+                time.sleep(rng.uniform(0, 0.05))
+                process.kill()
+            process.join()
+            kills += process.exitcode == -signal.SIGKILL
+    assert kills >= 4
+    assert finish(again) == []
+    assert contents(again.out) == contents(prepared)
+
+
+def test_what_is_finished_is_not_touched_again(prepared, plan):
+    before = {path: path.stat().st_mtime_ns for path in prepared.rglob("*.*")}
+    for job in plan.jobs():
+        assert prepare_shard(job) == len(job.videos)
+    assert finish(plan) == []
+    assert {path: path.stat().st_mtime_ns for path in prepared.rglob("*.*")} == before
+
+
+def check_full(plan):
+    """Nothing half is there after the error."""
+    with pytest.raises(DataError, match=r"cannot be written to: .*free some space"):
+        list(map(prepare_shard, plan.jobs()))
+    left = [path for path in plan.out.rglob("*") if path.is_file() and path.name != "plan.json"]
+    for path in left:  # the index is renamed first, its shard last
+        assert path.parent.name == "shards"
+        assert path.suffix == ".npz" or path.with_suffix(".npz").is_file()
+    assert finish(plan) != []
+
+
+def test_a_limit_of_the_file_size(raw, plan, prepared, tmp_path):
+    full = make_plan(raw, tmp_path / "set", plan.settings)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
+    try:
+        check_full(full)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    for job in full.jobs():
+        prepare_shard(job)
+    assert finish(full) == []
+    assert contents(full.out) == contents(prepared)
+
+
+def test_a_full_disk(raw, plan, tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=400k", "none", disk], capture_output=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip("no right to mount a small file system")
+    try:
+        check_full(make_plan(raw, disk / "set", plan.settings))
+    finally:
+        subprocess.run(["umount", disk], check=True)
+
+
+def test_no_space_when_the_shard_is_renamed(raw, plan, tmp_path, monkeypatch):
+    full = make_plan(raw, tmp_path / "set", plan.settings)
+
+    def nowhere(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", nowhere)
+        check_full(full)
+
+
+# the command line
+
+
+@pytest.mark.slow
+def test_command_line_with_two_processes(raw, plan, prepared, tmp_path, capsys):
+    out = tmp_path / "set"
+    arguments = ["prepare", "voxceleb", "--raw", str(raw), "--out", str(out)]
+    arguments += ["--videos-per-shard", "3"]
+    main([*arguments, "--shard", "1/4", "--jobs", "1"])
+    assert "3 of 4 shards are left" in capsys.readouterr().out
+    main([*arguments, "--jobs", "2"])
+    assert "finished" in capsys.readouterr().out
+    assert contents(out) == contents(prepared)
+
+
+def test_command_line(raw, prepared, tmp_path, capsys):
+    out = tmp_path / "set"
+    arguments = ["prepare", "voxceleb", "--raw", str(raw), "--out", str(out), "--jobs", "1"]
+    arguments += ["--videos-per-shard", "3"]
+    main([*arguments, "--shard", "1/2"])
+    assert "2 of 4 shards are left" in capsys.readouterr().out
+    main([*arguments, "--shard", "0/2"])
+    assert "finished" in capsys.readouterr().out
+    assert contents(out) == contents(prepared)
+    with pytest.raises(SystemExit):
+        main([*arguments, "--size", "128"])
+    assert "size 256 there, 128 wanted" in capsys.readouterr().err
+    for part in ("2/2", "1", "a/b", "-1/2"):
+        with pytest.raises(SystemExit):
+            main([*arguments, f"--shard={part}"])
+        assert "wanted i/n" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main([*arguments, "--jobs", "0"])
+
+
+@pytest.mark.slow
+def test_the_command_is_killed_again_and_again(raw, prepared, tmp_path):
+    """The whole of it, workers included, at random times."""
+    out = tmp_path / "set"
+    command = [sys.executable, "-m", "datamodules", "prepare", "voxceleb", "--raw", str(raw)]
+    command += ["--out", str(out), "--videos-per-shard", "3", "--jobs", "2"]
+    rng, root = random.Random(1), Path(__file__).parents[1]
+    for _ in range(6):
+        process = subprocess.Popen(command, cwd=root, stderr=subprocess.DEVNULL)
+        try:
+            process.wait(rng.uniform(1, 25))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+    subprocess.run(command, cwd=root, check=True, capture_output=True)
+    assert contents(out) == contents(prepared)
+
+
+def test_raw_files_are_left_alone(raw, prepared):
+    assert len([path for path in raw.rglob("*") if path.is_file()]) == 24
+
+
+@pytest.mark.slow
+def test_ray_finishes_what_a_lost_node_had_begun(raw, plan, prepared, tmp_path):
+    pytest.importorskip("ray")
+    import ray
+    from ray.cluster_utils import Cluster
+
+    from datamodules.preparation.launch import on_ray
+
+    again = make_plan(raw, tmp_path / "set", plan.settings)
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+    try:
+        nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
+        ray.init(address=cluster.address, log_to_driver=False)
+        results = on_ray(again.jobs())
+        done = next(results)
+        cluster.remove_node(nodes[0], allow_graceful=False)
+        assert done + sum(results) == len(again.videos)
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+    assert finish(again) == []
+    assert contents(again.out) == contents(prepared)
+
+
+def test_without_ray_it_says_what_to_install(plan, monkeypatch):
+    from datamodules.preparation.launch import on_ray
+
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(AssetNotFoundError, match=r"pip install 'monoface\[ray\]'"):
+        next(on_ray(plan.jobs()))
+
+
+# listing
+
+
+def test_layouts_of_the_release_and_others(tmp_path):
+    names = ["dev/mp4/id1/v/1.mp4", "test/mp4/id2/v/1.mp4", "id3/v.avi", "alone.mkv", "id4/n.txt"]
+    for name in [*names, "id3/v.npz"]:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    found = list_videos(tmp_path, left := Counter())
+    assert [(v.clip, v.identity, v.landmarks) for v in found] == [
+        ("alone", "alone", None),
+        ("id1/v/1", "id1", None),
+        ("id2/v/1", "id2", None),
+        ("id3/v", "id3", "id3/v.npz"),
+    ]
+    assert not left
+
+
+def test_names_links_and_folders_that_cannot_be_used(raw, tmp_path, monkeypatch):
+    root = shutil.copytree(raw / "dev/mp4/id10001", tmp_path / "raw/id10001").parent
+    (root / "again").symlink_to(root)
+    (root / "circle").symlink_to(root / "circle")
+    shutil.copy(root / "id10001/video0/00001.mp4", os.fsencode(root) + b"/\xff.mp4")
+    (root / "closed").mkdir()
+    scandir = os.scandir
+
+    def refusing(path):
+        if str(path).endswith("closed"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    plan = make_plan(root, tmp_path / "out", Settings())
+    assert [video.clip for video in plan.videos] == ["id10001/video0/00001", "id10001/video1/00001"]
+    assert sum(plan.left_out.values()) >= 3
+    for job in plan.jobs():
+        prepare_shard(job)
+    finish(plan)
+    report = json.loads((plan.out / "report.json").read_text())
+    assert report["left_out_of_the_listing"] == plan.left_out
+
+
+def test_a_raw_folder_that_is_something_else(tmp_path, raw):
+    with pytest.raises(AssetNotFoundError, match="--raw"):
+        make_plan(tmp_path / "nothing", tmp_path / "out", Settings())
+    (tmp_path / "notes.doc").touch()
+    with pytest.raises(DataError, match=r"found \['notes.doc'\], wanted .*\.mp4"):
+        make_plan(tmp_path, tmp_path / "out", Settings())
+    for name in ("dev/mp4/a/1.mp4", "test/mp4/a/1.mp4"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).touch()
+    with pytest.raises(DataError, match="the same clip"):
+        make_plan(tmp_path, tmp_path / "out", Settings())
+    with pytest.raises(DataError, match=r"no plan\.json.*new or empty"):
+        make_plan(raw, tmp_path, Settings())
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/plan.json").write_text("{}")
+    with pytest.raises(DataError, match="not the plan"):
+        make_plan(raw, tmp_path / "out", Settings())
+
+
+# detection
+
+
+def face(x, y, size=40.0, score=0.9):
+    points = torch.from_numpy(face_points(np.random.default_rng(0), 1)[:, :2])
+    return Detection(points * size + torch.tensor([x, y]), score)
+
+
+def test_the_face_that_is_seen_longest_is_followed():
+    """Two people walk past each other; the third is there only once, but larger."""
+    one = [face(4.0 * i, 50) for i in range(20)]
+    two = [face(100 - 4.0 * i, 110) for i in range(20)]
+    frames = [[b, a] if i % 2 else [a, b] for i, (a, b) in enumerate(zip(one, two, strict=True))]
+    frames[5] = [two[5]]  # missed once
+    frames[9] = [*frames[9], face(0, 0, 300)]
+    frames[3] = []
+    found = main_track(frames)
+    assert found == [None if i == 3 else face for i, face in enumerate(two)]
+    gone = [[one[0]]] * 10 + [[]] * 14 + [[one[0]]] * 9
+    assert [face is not None for face in main_track(gone)] == [True] * 10 + [False] * 23
+    assert main_track([[], []]) == [None, None]
+    assert main_track([[face(0, 0, 20), face(200, 0, 50)]])[0].landmarks.amin() > 0
+
+
+def test_faces_are_detected_where_no_landmarks_are_given(tmp_path, monkeypatch):
+    film(tmp_path / "raw/a/b/1.mp4", 6, 160)
+
+    class Fake(FaceDetector):
+        def __init__(self):
+            self.seen = 0
+
+        def __call__(self, image):
+            assert image.shape == (3, 160, 160)
+            assert 0 <= image.min() < image.max() <= 1
+            self.seen += 1
+            return [] if self.seen == 2 else [face(0, 0, 160, 0.8), face(100, 100, 30)]
+
+    fake = Fake()
+    monkeypatch.setattr(video_module, "_detector", lambda _: fake)
+    plan = make_plan(tmp_path / "raw", tmp_path / "out", Settings(every=2))
+    prepare_shard(plan.jobs()[0])
+    assert finish(plan) == []
+    source, found = clips(plan.out)
+    assert found["a/b/1"].frames.tolist() == [b"000000.jpg", b"000004.jpg"]
+    assert source.read(found["a/b/1"], 0).confidence.tolist() == pytest.approx([0.8] * 68)
+    report = json.loads((plan.out / "report.json").read_text())
+    assert report["dropped_frames"] == {"no face": 1}
+
+
+def test_a_missing_detector_is_said_at_once(tmp_path, monkeypatch, capsys):
+    film(tmp_path / "raw/a/b/1.mp4", 1, 160)
+
+    def offline(*_, **__):
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr("insightface.app.FaceAnalysis.__init__", offline)
+    monkeypatch.setattr("core.detect.ROOT", tmp_path)
+    video_module._detector.cache_clear()
+    arguments = ["prepare", "voxceleb", "--raw", str(tmp_path / "raw"), "--out"]
+    with pytest.raises(SystemExit):
+        main([*arguments, str(tmp_path / "out")])
+    assert "1k3d68.onnx" in capsys.readouterr().err
+    with pytest.raises(AssetNotFoundError):  # and a video is not called bad for it
+        prepare_shard(make_plan(tmp_path / "raw", tmp_path / "out", Settings()).jobs()[0])
+
+
+# masks
+
+
+def network(path, classes=19, shape=(1, 3, 32, 32)):
+    """Skin where it is red, hair elsewhere: a convolution of one pixel."""
+    weights = np.zeros((classes, 3, 1, 1), np.float32)
+    weights[1, 0], weights[-2, 0] = 50, -50
+    node = helper.make_node("Conv", ["image", "weights"], ["scores"])
+    graph = helper.make_graph(
+        [node],
+        "parser",
+        [helper.make_tensor_value_info("image", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info("scores", TensorProto.FLOAT, (1, classes, *shape[2:]))],
+        [helper.make_tensor("weights", TensorProto.FLOAT, weights.shape, weights.ravel())],
+    )
+    opset = helper.make_opsetid("", 17)
+    onnx.save(helper.make_model(graph, opset_imports=[opset], ir_version=8), path)
+    return path
+
+
+def test_a_parsing_network_marks_the_face(tmp_path):
+    parser = FaceParser(network(tmp_path / "net.onnx"))
+    image = torch.zeros(3, 64, 64)
+    image[0, :, 32:] = 1
+    mask = parser(image)
+    assert mask.shape == (1, 64, 64)
+    assert mask[0, :, :28].max() < 0.01
+    assert mask[0, :, 36:].min() > 0.99
+    free = FaceParser(network(tmp_path / "free.onnx", shape=(1, 3, "h", "w")))
+    assert free.size == (512, 512)
+    with pytest.raises(DataError, match=r"gives \(1, 4, 32, 32\), wanted \(1, 19"):
+        FaceParser(network(tmp_path / "four.onnx", classes=4))(image)
+    (tmp_path / "text.onnx").write_text("no network")
+    with pytest.raises(DataError, match="not an ONNX network"):
+        FaceParser(tmp_path / "text.onnx")
+    with pytest.raises(AssetNotFoundError, match="--parsing"):
+        FaceParser(tmp_path / "none.onnx")
+
+
+@pytest.mark.parametrize("kind", ["skin", "parsing"])
+def test_masks_by_colour_and_by_a_network(raw, tmp_path, kind):
+    parsing = str(network(tmp_path / "net.onnx")) if kind == "parsing" else None
+    settings = Settings(mask=kind, parsing=parsing, every=5)
+    plan = make_plan(raw / "dev/mp4/id10001", tmp_path / "out", settings)
+    prepare_shard(plan.jobs()[0])
+    finish(plan)
+    source, found = clips(plan.out)
+    frame = source.read(found["video0/00001"], 0)
+    image, mask = frame.image.float() / 255, frame.mask[0].float() / 255
+    if kind == "parsing":
+        inner = slice(8, -8)
+        assert mask[inner, inner][image[0, inner, inner] > 0.55].mean() > 0.8
+        assert mask[inner, inner][image[0, inner, inner] < 0.35].mean() < 0.1
+    else:
+        from datamodules.skin import skin_probability
+
+        middle = (slice(120, 136), slice(120, 136))  # inside the hull
+        wanted = skin_probability(image)[0][middle]
+        assert (mask[middle] - wanted).abs().mean() < 0.1
+        assert mask[:5].max() == 0

@@ -1,0 +1,295 @@
+"""Shards: what is written is what is read, whatever the order, the process, or the damage."""
+
+import io
+import itertools
+import os
+import pickle
+import tarfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from core.errors import AssetNotFoundError, DataError
+from datamodules import shards
+from datamodules.clips import Fault, UnusableFrameError
+from datamodules.shard_files import FRAME, ShardWriter, StoredFrame, write_index
+from datamodules.shards import Shards, ShardSource
+from tests.fakes.voxceleb import face_points, smooth_image
+
+SIZE = 48
+PEOPLE = 4
+
+
+def encoded(image: np.ndarray, kind: str) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, kind)
+    return file.getvalue()
+
+
+def stored(rng: np.random.Generator, number: int) -> StoredFrame:
+    mask = encoded(smooth_image(rng, SIZE)[..., 0], "PNG") if number % 2 else None
+    image = encoded(smooth_image(rng, SIZE), "JPEG")
+    return StoredFrame(f"{number:06}", image, face_points(rng, SIZE), mask)
+
+
+def write(root: Path) -> dict[str, list[StoredFrame]]:
+    """Two shards: people x 2 clips of 3 to 6 frames, odd frames with a mask; one name is long."""
+    rng = np.random.default_rng(0)
+    clips = {
+        f"id1{person:04}/{'long-' * 30 if person == 1 else ''}video{video}/00001": [
+            stored(rng, number) for number in range(3 + person)
+        ]
+        for person, video in itertools.product(range(PEOPLE), range(2))
+    }
+    (root / "shards").mkdir(parents=True)
+    names, parts = list(clips), []
+    for shard in range(2):
+        with (root / f"shards/{shard:05}.tar").open("wb") as file:
+            writer = ShardWriter(file, shard)
+            for name in names[shard::2]:
+                assert writer.add(name, name.split("/")[0], iter(clips[name])) == len(clips[name])
+            assert writer.add(f"nothing{shard}", "nobody", []) == 0
+            parts.append(writer.close())
+    (root / "splits").mkdir()
+    sizes = [path.stat().st_size for path in sorted((root / "shards").iterdir())]
+    write_index(root / "index", parts, sizes)
+    lists = {"train": ["id10000", "id10001"], "val": ["id10002"], "test": ["id10003"]}
+    for split, people in lists.items():
+        (root / f"splits/{split}.txt").write_text("\n".join(people))
+    return clips
+
+
+@pytest.fixture
+def root(tmp_path):
+    write(tmp_path / "shards")
+    return tmp_path / "shards"
+
+
+def test_what_is_written_is_read(tmp_path):
+    clips = write(tmp_path)
+    source = ShardSource(tmp_path)
+    read = {clip.name: clip for split in ("train", "val", "test") for clip in source.clips(split)}
+    assert read.keys() == clips.keys()
+    rng = np.random.default_rng(1)
+    for name in rng.permutation(list(clips)):
+        clip, wanted = read[name], clips[name]
+        assert clip.identity == name.split("/")[0]
+        assert clip.frames.tolist() == [f"{frame.name}.jpg".encode() for frame in wanted]
+        for index in rng.permutation(len(wanted)):
+            frame, given = source.read(clip, int(index)), wanted[index]
+            pixels = np.asarray(Image.open(io.BytesIO(given.image))).astype(int)
+            # two decoders of the same library: the chroma is enlarged by different filters at most
+            assert np.abs(frame.image.permute(1, 2, 0).numpy() - pixels).max() <= 2
+            np.testing.assert_array_equal(frame.landmarks, given.landmarks[:, :2])
+            np.testing.assert_array_equal(frame.confidence, given.landmarks[:, 2])
+            if given.mask is None:
+                assert frame.mask is None
+            else:
+                grey = np.asarray(Image.open(io.BytesIO(given.mask)))
+                np.testing.assert_array_equal(frame.mask[0], grey)
+
+
+def test_a_part_of_a_clip_is_read_by_its_names(root):
+    """Prediction gives single frames as clips of one."""
+    source = ShardSource(root)
+    clip = source.clips("test")[0]
+    for i in range(len(clip.frames)):
+        part = shards.Clip(clip.name, clip.identity, clip.frames[i : i + 1])
+        assert torch.equal(source.read(part, 0).image, source.read(clip, i).image)
+
+
+def test_the_tar_files_are_plain(root):
+    """Grouped by the name up to the first dot, as webdataset does: image, landmarks, mask."""
+    groups = {}
+    with tarfile.open(root / "shards/00000.tar") as tar:
+        for entry in tar:
+            folder, _, name = entry.name.rpartition("/")
+            key, _, suffix = name.partition(".")
+            groups.setdefault(f"{folder}/{key}", {})[suffix] = tar.extractfile(entry).read()
+    assert len(groups) == 3 + 4 + 5 + 6
+    for key, found in groups.items():
+        odd = int(key[-6:]) % 2
+        assert list(found) == ["jpg", "landmarks.npy"] + ["mask.png"] * odd
+        assert np.load(io.BytesIO(found["landmarks.npy"])).shape == (68, 3)
+
+
+def test_the_same_clips_give_the_same_bytes(tmp_path):
+    for name in "ab":
+        write(tmp_path / name)
+        time.sleep(0.01)
+    for path in sorted((tmp_path / "a").rglob("*.*")):
+        assert path.read_bytes() == (tmp_path / "b" / path.relative_to(tmp_path / "a")).read_bytes()
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # on a single core
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batches(root, workers):
+    module = Shards(
+        root, image_size=32, frames_per_clip=2, clips_per_batch=2, workers=workers, identities=1
+    )
+    module.setup("fit")
+    (batch,) = module.train_dataloader()
+    assert batch["images"].shape == (2, 2, 3, 32, 32)
+    assert {name.split("/")[0] for name in batch["sample_ids"]} == {"id10000"}
+    assert len(list(module.val_dataloader())) == 1
+    assert module.skipped == {}
+
+
+def test_it_is_small_to_send(root):
+    source = ShardSource(root)
+    sent = pickle.dumps(source)
+    assert len(sent) < 1000
+    copy, clip = pickle.loads(sent), source.clips("train")[0]
+    assert torch.equal(copy.read(clip, 1).image, source.read(clip, 1).image)
+
+
+def test_few_files_are_open(root, monkeypatch):
+    monkeypatch.setattr(shards, "OPEN_FILES", 1)
+    source = ShardSource(root)
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    for clip in source.clips("train") * 3:
+        source.read(clip, 0)
+    assert len(list(Path("/proc/self/fd").iterdir())) <= before + 1
+
+
+# damage
+
+
+def test_damaged_frames_are_unusable(root):
+    source = ShardSource(root)
+    clip = source.clips("train")[0]
+    place = source._frames[source._rows[clip.name][0] + 1]
+    path = root / f"shards/{place['shard']:05}.tar"
+    whole = path.read_bytes()
+    start = int(place["start"])
+
+    def spoilt(at: int, count: int) -> bytes:
+        return whole[: start + at] + bytes(count) + whole[start + at + count :]
+
+    path.write_bytes(spoilt(0, int(place["image"])))
+    with pytest.raises(UnusableFrameError, match=r"000001.jpg: cannot be decoded") as caught:
+        ShardSource(root).read(clip, 1)
+    assert caught.value.fault == Fault.IMAGE
+    path.write_bytes(spoilt(int(place["mask"]), int(place["mask_bytes"])))
+    with pytest.raises(UnusableFrameError) as caught:
+        ShardSource(root).read(clip, 1)
+    assert caught.value.fault == Fault.MASK
+    assert ShardSource(root).read(clip, 0).image.shape == (3, SIZE, SIZE)
+    path.write_bytes(whole)
+    opened = ShardSource(root)
+    path.write_bytes(whole[: start + 100])  # while it is read
+    with pytest.raises(UnusableFrameError, match="ends after") as caught:
+        opened.read(clip, 1)
+    assert caught.value.fault == Fault.IMAGE
+
+
+@pytest.mark.parametrize("what", ["nothing", "empty", "other", "unfinished"])
+def test_a_root_that_is_something_else(tmp_path, what):
+    root = tmp_path / "set"
+    if what != "nothing":
+        root.mkdir()
+    if what == "other":
+        (root / "frames").mkdir()
+    if what == "unfinished":
+        (root / "shards").mkdir()
+    wanted = {
+        "nothing": "no such folder",
+        "other": r"\['frames'\].*prepare",
+        "unfinished": "did not finish",
+    }
+    with pytest.raises(AssetNotFoundError, match=wanted.get(what, r"\[\]")):
+        ShardSource(root)
+
+
+def test_shards_and_index_have_to_fit(root):
+    path = root / "shards/00001.tar"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1])
+    with pytest.raises(DataError, match=f"{len(whole) - 1} bytes, wanted {len(whole)}"):
+        ShardSource(root)
+    path.unlink()
+    with pytest.raises(DataError, match="no such file"):
+        ShardSource(root)
+    (root / "index/frames.npy").write_bytes(b"something")
+    with pytest.raises(DataError, match="not part of an index"):
+        ShardSource(root)
+    np.save(root / "index/frames.npy", np.zeros(3))
+    with pytest.raises(DataError, match="float64"):
+        ShardSource(root)
+
+
+def test_an_index_needs_clips_of_different_names(tmp_path):
+    frame = stored(np.random.default_rng(0), 0)
+    parts = []
+    for shard in range(3):
+        with (tmp_path / f"{shard}.tar").open("wb") as file:
+            writer = ShardWriter(file, shard)
+            writer.add("a/b/c", "a", [frame] * (shard < 2))
+            parts.append(writer.close())
+    with pytest.raises(DataError, match="two clips are called 'a/b/c'"):
+        write_index(tmp_path / "index", parts, [1, 1, 1])
+    with pytest.raises(DataError, match="no frame was good enough"):
+        write_index(tmp_path / "index", parts[2:], [1])
+
+
+# scale
+
+
+def big_index(root: Path, frames: int, clips: int, shards: int) -> None:
+    """An index of so many frames in shards that are one and the same file."""
+    (root / "index").mkdir(parents=True)
+    (root / "shards").mkdir()
+    rng = np.random.default_rng(0)
+    with (root / "shards/00000.tar").open("wb") as file:
+        writer = ShardWriter(file, 0)
+        writer.add("a", "a", [stored(rng, 1)])
+        part = writer.close()
+    size = (root / "shards/00000.tar").stat().st_size
+    for shard in range(1, shards):
+        os.link(root / "shards/00000.tar", root / f"shards/{shard:05}.tar")
+    table = np.repeat(part["frames"], frames)
+    table["shard"] = np.arange(frames) * shards // frames
+    np.save(root / "index/frames.npy", table)
+    first = np.arange(clips + 1) * frames // clips
+    number = np.arange(frames) - np.repeat(first[:-1], np.diff(first))
+    digits = (number[:, None] // 10 ** np.arange(5, -1, -1) % 10 + ord("0")).astype(np.uint8)
+    tail = np.broadcast_to(np.frombuffer(b".jpg", np.uint8), (frames, 4))
+    names = np.concatenate([digits, tail], 1).view("S10").ravel()
+    np.save(root / "index/names.npy", names)
+    kind = [("name", "S32"), ("identity", "S16"), ("first", "<u8"), ("last", "<u8")]
+    listed = np.zeros(clips, kind)
+    listed["name"] = [b"id%05d/%011d/00001" % (i * 1251 // clips, i) for i in range(clips)]
+    listed["identity"] = [name[:7] for name in listed["name"].tolist()]
+    listed["first"], listed["last"] = first[:-1], first[1:]
+    np.save(root / "index/clips.npy", listed)
+    np.save(root / "index/shards.npy", np.full(shards, size, np.uint64))
+    assert table.dtype == FRAME
+
+
+def peak_gb() -> float:
+    """Of this process's memory."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) * 1024 / 1e9
+
+
+def first_batch(root: Path) -> tuple[float, float]:
+    """Seconds of work to the first batch, and by how much the process grew at most, GB."""
+    before, start = peak_gb(), time.process_time()
+    module = Shards(root, image_size=32, workers=0)
+    module.setup("fit")
+    batch = next(iter(module.train_dataloader()))
+    seconds = time.process_time() - start
+    assert batch["images"].shape == (32, 4, 3, 32, 32)
+    return seconds, peak_gb() - before
+
+
+def test_a_large_index_opens_at_once(tmp_path):
+    """A tenth of VoxCeleb: 600,000 frames in 15,000 clips."""
+    big_index(tmp_path, 600_000, 15_000, 200)
+    seconds, grown = first_batch(tmp_path)
+    assert seconds < 3
+    assert grown < 0.2
