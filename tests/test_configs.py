@@ -11,6 +11,7 @@ import yaml
 from PIL import Image
 
 from core.detect import Detection
+from datamodules.augment import Augmentation
 from methods.cest import Weights
 from methods.cli import main
 from tests.fakes import (
@@ -177,7 +178,7 @@ PAPERS = {
                 "frames_per_clip": 4,
                 "clips_per_batch": 32,
                 "batches_per_epoch": None,
-                "augmentation": {"shift": 0, "scale": 0, "rotation": 0, "flip": 0},
+                "augmentation": vars(Augmentation()),  # none
                 "cache_gb": 0,
                 "seed": 3,
             },
