@@ -24,6 +24,11 @@ FACE_MODELS = Path("data/face_models")
 DATASETS = {
     "data/synthetic": "Nothing to do: `make demo` makes it.",
     "data/voxceleb": "Bring extracted frames with landmarks; datamodules/voxceleb.py says how.",
+    "data/300W_LP": "Optional, 300W-LP: datamodules/w300lp.py says how it lies.",
+    "data/multipie": "Optional, Multi-PIE: datamodules/multipie.py says how it lies.",
+    "data/300VW_Dataset_2015_12_14": "Optional, 300-VW: datamodules/vw300.py says how it lies.",
+    "data/celeba": "Optional, CelebA: datamodules/celeba.py says how it lies.",
+    "data/photos": "Optional, your own images: datamodules/image_folder.py says how they lie.",
 }
 SETUP = "Run `make setup`."
 

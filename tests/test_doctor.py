@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import yaml
 
 from core import doctor
 from core.__main__ import main
@@ -213,3 +214,10 @@ def test_it_imports_none_of_the_slow_packages(tmp_path):
     )
     assert result.returncode == 0, result.stderr
     assert "`make demo` can run" in result.stdout
+
+
+def test_every_dataset_that_has_a_config_is_looked_for():
+    configs = [yaml.safe_load(p.read_text()) for p in (ROOT / "configs/data").glob("*.yaml")]
+    roots = {config["data"]["init_args"]["root"] for config in configs}
+    assert len(roots) > 4
+    assert roots <= doctor.DATASETS.keys()
