@@ -14,7 +14,17 @@ from torch import Tensor
 from tqdm import tqdm
 
 from benchmarks import metrics
-from benchmarks.base import PER_CENT, Benchmark, Metric, Predict, Results, Summary, on_cpu
+from benchmarks.base import (
+    PER_CENT,
+    Benchmark,
+    Metric,
+    Predict,
+    Results,
+    Summary,
+    by_sample,
+    on_cpu,
+    require_folder,
+)
 from core.crop import face_crop, transform_points, warp
 from core.errors import AssetNotFoundError, DataError
 from core.face_models.files import read_mat
@@ -117,11 +127,11 @@ class AFLW2000(Benchmark):
             DataError: there are not 2,000 pairs, a label file is damaged, or ``predict`` returns
                 something else than one face per image.
         """
-        truth = self._truth()
+        truth = self.truth()
         failures: dict[str, list[str]] = defaultdict(list)
         predicted = torch.full_like(truth.points, torch.nan)
         bar = tqdm(total=len(truth.names), desc=self.name, unit="image", disable=not self.progress)
-        for rows, images, matrices in self._batches(truth, failures):
+        for rows, images, matrices in self.batches(truth, failures):
             landmarks = on_cpu(predict(images)).landmarks
             if landmarks.shape != (len(images), 1, 68, 2):
                 raise DataError(
@@ -144,17 +154,18 @@ class AFLW2000(Benchmark):
             self._table(truth, errors),
             len(truth.names),
             dict(failures),
-            per_sample={name: _known(truth.names, values) for name, values in errors.items()},
+            per_sample={name: by_sample(truth.names, values) for name, values in errors.items()},
             curves={"nme": [list(point) for point in zip(THRESHOLDS, curve.tolist(), strict=True)]},
+            note=self.note(),
         )
 
-    def _table(self, truth: "_Truth", errors: dict[str, Tensor]) -> list[Metric]:
+    def _table(self, truth: "Truth", errors: dict[str, Tensor]) -> list[Metric]:
         table = []
         for key, values in errors.items():
             what = MEANING[key]
             for yaws, yaw in truth.yaws.items():
                 prefix = "" if yaws == "fitted" else "aflw_yaw_"
-                table += _by_bins(f"{prefix}{key}", what, values, yaw)
+                table += by_bins(f"{prefix}{key}", what, values, yaw)
         if self.balanced:
             yaw = list(truth.yaws.values())[-1]
             chosen = metrics.balanced(yaw, self.seed)
@@ -168,29 +179,36 @@ class AFLW2000(Benchmark):
             )
         return table
 
-    def _protocol(self, truth: "_Truth") -> str:
+    def _protocol(self, truth: "Truth") -> str:
         sizes = ", ".join(
-            f"{'/'.join(map(str, _counts(yaw)))} by the {name} yaw"
+            f"{'/'.join(map(str, bin_counts(yaw)))} by the {name} yaw"
             for name, yaw in truth.yaws.items()
         )
         subset = "all" if self.names is None else f"the subset '{self.names.name}'"
-        crop = f"'{self.crop}'" if isinstance(self.crop, str) else f"margin {self.crop:g}"
         return (
             f"{subset.capitalize()} {len(truth.names)} images ({sizes}), cropped by the true "
-            f"landmarks ({crop}) to {self.image_size} x {self.image_size} pixels; predictions "
-            f"moved back to the {SIDE} x {SIDE} image. NME in % of sqrt(w h) of the box of the "
-            "true 68 points; hidden points count, but not among the 21."
+            f"landmarks; predictions moved back to the {SIDE} x {SIDE} image. NME in % of sqrt(w "
+            "h) of the box of the true 68 points; hidden points count, but not among the 21."
         )
 
-    def _truth(self) -> "_Truth":
-        if not self.root.is_dir():
-            raise AssetNotFoundError(
-                "AFLW2000-3D",
-                f"'{self.root}'",
-                "Download it from the page of 3DDFA's authors and give the folder of its .jpg and "
-                ".mat files as root.",
-                "non-commercial research only",
-            )
+    def note(self) -> str:
+        """What the crops were."""
+        crop = f"'{self.crop}'" if isinstance(self.crop, str) else f"margin {self.crop:g}"
+        return f"Crops of {self.image_size} x {self.image_size} pixels, {crop}."
+
+    def truth(self) -> "Truth":
+        """The labels of the images that shall be scored.
+
+        Raises:
+            AssetNotFoundError, DataError: see ``run``.
+        """
+        require_folder(
+            "AFLW2000-3D",
+            self.root,
+            "Download it from the page of 3DDFA's authors and give the folder of its .jpg and .mat "
+            "files as root.",
+            "non-commercial research only",
+        )
         found = sorted(path.stem for path in self.root.glob("*.mat"))
         chosen = range(len(found)) if self.names is None else self._rows(self.names, found)
         if self.names is None and len(found) != self.size:
@@ -206,7 +224,7 @@ class AFLW2000(Benchmark):
         yaws = {"fitted": torch.stack([label[1] for label in labels])}
         if self.aflw_yaws is not None:
             yaws["AFLW's"] = read_yaws(self.aflw_yaws, len(found))[list(chosen)]
-        return _Truth(
+        return Truth(
             names=[found[row] for row in chosen],
             labels=points,
             yaws=yaws,
@@ -230,10 +248,15 @@ class AFLW2000(Benchmark):
             )
         return sorted(rows[name] for name in names)
 
-    def _batches(
-        self, truth: "_Truth", failures: dict[str, list[str]]
+    def batches(
+        self, truth: "Truth", failures: dict[str, list[str]]
     ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Rows, crops "b 1 3 s s", and the matrices image -> crop."""
+        """Rows, crops "b 1 3 s s", and the matrices image -> crop.
+
+        Args:
+            truth: of these images.
+            failures: gets the images that cannot be read.
+        """
         matrices = crop_matrices(truth.points, self.image_size, self.crop)
         for rows in torch.arange(len(truth.names)).split(self.batch_size):
             crops, good = [], []
@@ -250,13 +273,15 @@ class AFLW2000(Benchmark):
 
 
 @dataclass(frozen=True)
-class _Truth:
-    """Labels in pixels counted from the corner of the image.
+class Truth:
+    """Labels of AFLW2000-3D, in pixels counted from the corner of the image.
 
     Attributes:
+        names: of the images.
         labels: by the metric's name; the first are the original ones.
         yaws: degrees, by the name of who measured them.
-        seen: which of the 21 points are.
+        twenty_one: AFLW's points.
+        seen: which of these are.
     """
 
     names: list[str]
@@ -267,6 +292,7 @@ class _Truth:
 
     @property
     def points(self) -> Float[Tensor, "n 68 2"]:
+        """The original labels."""
         return self.labels["nme"]
 
     def errors(self, predicted: Float[Tensor, "n 68 2"]) -> dict[str, Float[Tensor, " n"]]:
@@ -413,8 +439,17 @@ def _labels(path: Path) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return points[:2].mT - FIRST_PIXEL, pose[0, 1].rad2deg(), others.mT - FIRST_PIXEL, seen
 
 
-def _by_bins(name: str, what: str, errors: Tensor, yaw: Tensor) -> list[Metric]:
-    """The five figures of the papers' tables."""
+def by_bins(
+    name: str, what: str, errors: Float[Tensor, " n"], yaw: Float[Tensor, " n"]
+) -> list[Metric]:
+    """The five figures of the papers' tables.
+
+    Args:
+        name: of the metrics, without bin and unit.
+        what: is measured.
+        errors: of each image, %; NaN where there is none.
+        yaw: degrees.
+    """
     which = metrics.yaw_bin(yaw)
     parts = {key: errors[which == k] for k, key in enumerate(list(BINS)[:3])}
     summaries = {key: Summary.of(values) for key, values in parts.items()}
@@ -427,11 +462,7 @@ def _by_bins(name: str, what: str, errors: Tensor, yaw: Tensor) -> list[Metric]:
     ]
 
 
-def _counts(yaw: Tensor) -> list[int]:
+def bin_counts(yaw: Float[Tensor, " n"]) -> list[int]:
+    """How many images there are in each bin of |yaw|."""
     counts: list[int] = torch.bincount(metrics.yaw_bin(yaw), minlength=3).tolist()
     return counts
-
-
-def _known(names: list[str], values: Tensor) -> dict[str, float]:
-    """By image; those that could not be scored are missing."""
-    return {n: v for n, v in zip(names, values.tolist(), strict=True) if not math.isnan(v)}

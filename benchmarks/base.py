@@ -15,10 +15,14 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from core.contracts import Reconstruction
+from core.errors import AssetNotFoundError, DataError
+from core.face_models.files import read_npz
 
 Predict = Callable[[Tensor], Reconstruction]
 """Images "b v 3 h w", RGB in [0, 1], on the CPU -> one face per image, on any device."""
@@ -74,12 +78,28 @@ class Metric:
 
 
 @dataclass(frozen=True)
+class ErrorMesh:
+    """A surface with an error at each vertex, to be looked at.
+
+    Attributes:
+        vertices: x to the image's right, y up, z out of the face.
+        triangles: counter-clockwise seen from outside; none for a cloud of points.
+        error: millimetres; NaN where nothing was compared.
+    """
+
+    vertices: Float[Tensor, "n 3"]
+    triangles: Int[Tensor, "t 3"]
+    error: Float[Tensor, " n"]
+
+
+@dataclass(frozen=True)
 class Results:
     """What a benchmark found.
 
     Attributes:
         benchmark: its name, also of the files.
-        protocol: what was measured on which data, so that the figures can be read without the code.
+        protocol: what was measured on which data, so that the figures can be read without the code;
+            results with the same protocol can be compared.
         metrics: in the order of the table.
         images: how many were tried.
         failures: names of the images of which a metric could not be computed, by what went wrong;
@@ -87,6 +107,8 @@ class Results:
         run: what was scored: method, checkpoint, step, as far as the caller knows.
         per_sample: of a metric's values those that count, by the name of the image or scan.
         curves: points (x, y) by name, as of cumulative error distributions.
+        note: what the protocol leaves to the method, as the size of its images.
+        meshes: of a few samples by name, chosen before any error was known; in a file of their own.
     """
 
     benchmark: str
@@ -97,6 +119,8 @@ class Results:
     run: dict[str, Any] = field(default_factory=dict)
     per_sample: dict[str, dict[str, float]] = field(default_factory=dict)
     curves: dict[str, list[list[float]]] = field(default_factory=dict)
+    note: str = ""
+    meshes: dict[str, ErrorMesh] = field(default_factory=dict)
 
     def __getitem__(self, name: str) -> Metric:
         """The metric of a name.
@@ -118,8 +142,9 @@ class Results:
         return replace(self, run={**self.run, **run})
 
     def to_json(self) -> str:
-        """Everything; ``metrics`` is a dictionary by name. NaN does not occur."""
-        content = asdict(self)
+        """All but the meshes; ``metrics`` is a dictionary by name. NaN does not occur."""
+        content = asdict(replace(self, meshes={}))
+        del content["meshes"]
         content["metrics"] = {metric.pop("name"): metric for metric in content["metrics"]}
         return json.dumps(content, indent=2, allow_nan=False) + "\n"
 
@@ -139,23 +164,50 @@ class Results:
                 row += ["", ""] if other is None else [_spread(other), _share(value, other)]
             rows.append(row)
         table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
-        lines = [f"# {self.benchmark}", "", table, "", self.protocol, "", self._failure_report()]
+        text = f"{self.protocol} {self.note}".strip()
+        lines = [f"# {self.benchmark}", "", table, "", text, "", self._failure_report()]
         if self.run:
             known = {key: value for key, value in self.run.items() if value is not None}
             lines += ["", ", ".join(f"{key}: {value}" for key, value in known.items())]
         return "\n".join(lines) + "\n"
 
     def save(self, folder: Path) -> tuple[Path, Path]:
-        """Write <folder>/<benchmark>.json and .md; earlier ones are replaced.
+        """Write <folder>/<benchmark>.json and .md, and .npz if there are meshes; earlier ones are
+        replaced.
 
         Returns:
-            The two paths.
+            The paths of .json and .md.
         """
         folder.mkdir(parents=True, exist_ok=True)
         paths = folder / f"{self.benchmark}.json", folder / f"{self.benchmark}.md"
         for path, text in zip(paths, (self.to_json(), self.to_markdown()), strict=True):
             path.write_text(text, encoding="utf-8")
+        meshes = paths[0].with_suffix(".npz")
+        meshes.unlink(missing_ok=True)
+        if self.meshes:
+            _write_meshes(meshes, self.meshes)
         return paths
+
+    @classmethod
+    def load(cls, path: Path) -> "Results":
+        """What ``save`` wrote.
+
+        Args:
+            path: of the .json; meshes are read from the .npz beside it, if there is one.
+
+        Raises:
+            OSError: the file may not be opened.
+            DataError: it is damaged, or holds something else.
+        """
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            content["metrics"] = [_metric(name, **m) for name, m in content["metrics"].items()]
+            results = cls(**content)
+            _check_types(results)
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise DataError(f"'{path}' holds no results of a benchmark: {error}") from error
+        meshes = path.with_suffix(".npz")
+        return replace(results, meshes=_read_meshes(meshes)) if meshes.is_file() else results
 
     def _failure_report(self) -> str:
         if not self.failures:
@@ -199,6 +251,82 @@ def on_cpu(face: Reconstruction) -> Reconstruction:
     tensors = {k: move(value) for k, value in vars(face).items() if isinstance(value, Tensor)}
     coefficients = {name: move(value) for name, value in face.coefficients.items()}
     return replace(face, **tensors, camera=face.camera.map(move), coefficients=coefficients)
+
+
+def require_folder(what: str, folder: Path, remedy: str, licence: str | None = None) -> None:
+    """Raise AssetNotFoundError if there is no such folder.
+
+    Args:
+        what: lies in it, in the user's words.
+        folder: where it was looked for.
+        remedy: how it is obtained and where to put it.
+        licence: under which terms it can be had, if it is not free.
+    """
+    if not folder.is_dir():
+        raise AssetNotFoundError(what, f"'{folder}'", remedy, licence)
+
+
+def by_sample(names: list[str], values: Float[Tensor, " n"]) -> dict[str, float]:
+    """A metric's values as ``Results.per_sample`` has them: those that are NaN are missing."""
+    return {n: v for n, v in zip(names, values.tolist(), strict=True) if not math.isnan(v)}
+
+
+def _metric(name: str, value: dict[str, Any], baselines: dict[str, Any], **rest: Any) -> Metric:
+    """From what ``to_json`` wrote."""
+    others = {other: Summary(**summary) for other, summary in baselines.items()}
+    return Metric(name=name, value=Summary(**value), baselines=others, **rest)
+
+
+def _check_types(results: Results) -> None:
+    """Raise TypeError or ValueError if something that was read is not what it should be."""
+    texts = [results.benchmark, results.protocol, results.note]
+    for metric in results.metrics:
+        texts += [metric.unit, metric.meaning]
+        for summary in (metric.value, *metric.baselines.values()):
+            known = [x for x in (summary.mean, summary.std, summary.median) if x is not None]
+            if not all(math.isfinite(x) for x in (*known, summary.n)):
+                raise ValueError(f"{metric.name} is not finite")
+    if not all(isinstance(text, str) for text in texts):
+        raise TypeError("benchmark, protocol, units and meanings shall be texts")
+    numbers = [x for values in results.per_sample.values() for x in values.values()]
+    numbers += [x for curve in results.curves.values() for point in curve for x in point]
+    if not all(math.isfinite(x) for x in (results.images, *numbers)):
+        raise ValueError("a sample's value or a curve is not finite")
+    if not all(isinstance(names, list) for names in results.failures.values()):
+        raise TypeError("failures shall be lists of names")
+    if not isinstance(results.run, dict):
+        raise TypeError("run shall be a dictionary")
+
+
+def _write_meshes(path: Path, meshes: dict[str, ErrorMesh]) -> None:
+    arrays = {"names": np.array(list(meshes))}
+    for k, mesh in enumerate(meshes.values()):
+        arrays[f"vertices_{k}"] = mesh.vertices.float().numpy()
+        arrays[f"triangles_{k}"] = mesh.triangles.int().numpy()
+        arrays[f"error_{k}"] = mesh.error.float().numpy()
+    np.savez_compressed(path, **arrays)  # type: ignore[arg-type]
+
+
+def _read_meshes(path: Path) -> dict[str, ErrorMesh]:
+    arrays = read_npz(path)
+    found = {}
+    for k, name in enumerate(arrays.get("names", [])):
+        vertices, triangles, error = (
+            arrays.get(f"{part}_{k}", np.empty(0)) for part in ("vertices", "triangles", "error")
+        )
+        count = len(error)
+        if (
+            vertices.shape != (count, 3)
+            or triangles.shape[1:] != (3,)
+            or not np.isin(triangles, np.arange(count)).all()
+        ):
+            raise DataError(f"'{path}' holds no mesh '{name}' with an error at each vertex")
+        found[str(name)] = ErrorMesh(
+            torch.from_numpy(vertices).float(),
+            torch.from_numpy(triangles).long(),
+            torch.from_numpy(error).float(),
+        )
+    return found
 
 
 def _spread(summary: Summary) -> str:

@@ -9,12 +9,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from benchmarks.base import Predict, Results
+from benchmarks.base import Predict, Results, require_folder
 from benchmarks.predictions import FaceMesh, fans
 from benchmarks.scans import Scale, ScanBenchmark, ScanProtocol
 from benchmarks.views import FaceFinder, Views, lookup
 from core.crop import MARGIN
-from core.errors import AssetNotFoundError, DataError
+from core.errors import DataError
 
 SUBJECTS, SCANS_EACH = 100, 25  # a neutral one, and six expressions at four levels
 TWO_VIEW_SUBJECTS, TWO_VIEW_MESHES = 13, 324  # ours: 13 x 25 - 1, as many as in the papers
@@ -87,13 +87,12 @@ class BU3DFE(ScanBenchmark):
 
     def samples(self) -> dict[str, list[str]]:
         """F0001/F0001_AN01WH and so on."""
-        if not self.root.is_dir():
-            raise AssetNotFoundError(
-                "BU-3DFE",
-                f"'{self.root}'",
-                "Ask Binghamton University for it and give the folder of F0001 as root.",
-                LICENCE,
-            )
+        require_folder(
+            "BU-3DFE",
+            self.root,
+            "Ask Binghamton University for it and give the folder of F0001 as root.",
+            LICENCE,
+        )
         found = sorted(path.name for path in self.root.glob("[FM][0-9]*") if path.is_dir())
         people = found if self.subjects is None else self.subjects
         missing = sorted(set(people) - set(found))

@@ -1,6 +1,5 @@
 """A trained method as a predictor, from its checkpoint and the record of its run; no Trainer."""
 
-import hashlib
 import json
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -72,9 +71,3 @@ def load_predictor(checkpoint: Path) -> Predict:
         return face
 
     return predict
-
-
-def fingerprint(checkpoint: Path) -> str:
-    """The first 12 digits of the file's SHA-256."""
-    with checkpoint.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()[:12]

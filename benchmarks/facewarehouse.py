@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from tqdm import tqdm
 
-from benchmarks.base import MILLIMETRES, Metric, Predict, Results, Summary
+from benchmarks.base import MILLIMETRES, Metric, Predict, Results, Summary, require_folder
 from benchmarks.predictions import (
     OUTER_EYES,
     FaceMesh,
@@ -23,7 +23,7 @@ from benchmarks.scans import MIN_POINTS, Faces, MeshBenchmark
 from benchmarks.views import FaceFinder, Views, lookup
 from core.align import procrustes
 from core.crop import MARGIN
-from core.errors import AssetNotFoundError, DataError
+from core.errors import DataError
 from core.face_models.correspondence import Correspondence, Mesh, correspond
 from core.image_files import read_image
 
@@ -93,13 +93,12 @@ class FaceWarehouse(MeshBenchmark):
             AssetNotFoundError: there is no such folder.
             DataError: an .obj is missing, or there are not 180 with the default testers.
         """
-        if not self.root.is_dir():
-            raise AssetNotFoundError(
-                "FaceWarehouse",
-                f"'{self.root}'",
-                "Ask for it at kunzhou.net/zjugaps/facewarehouse and give the folder of Tester_1.",
-                LICENCE,
-            )
+        require_folder(
+            "FaceWarehouse",
+            self.root,
+            "Ask for it at kunzhou.net/zjugaps/facewarehouse and give the folder of Tester_1.",
+            LICENCE,
+        )
         names = [f"{tester}/pose_{pose}" for tester in self.testers for pose in POSES]
         missing = [name for name in names if not self._path(name, ".obj").is_file()]
         if missing:
@@ -131,6 +130,7 @@ class FaceWarehouse(MeshBenchmark):
         for name in tqdm(names, desc=self.name, unit="mesh", disable=not self.progress):
             try:
                 true = self._true(name, rows, unit)
+                _check_true(true)
                 face = faces(name)
                 check_unit(face)
                 if comparison is None:  # the first face: the first tester's neutral one
@@ -188,6 +188,14 @@ class FaceWarehouse(MeshBenchmark):
         neutral = [self._true(f"{t}/pose_{POSES[0]}", rows, 1.0).landmarks for t in self.testers]
         apart = torch.stack([points[45] - points[36] for points in neutral]).norm(dim=-1)
         return rows, OUTER_EYES / float(apart.mean())
+
+
+def _check_true(true: FaceMesh) -> None:
+    """Raise DataError if the data set's meshes have another unit than was said."""
+    try:
+        check_unit(true)
+    except DataError as error:
+        raise DataError(f"the data set's {str(error).partition(':')[0]}: see unit_to_mm") from error
 
 
 class _Comparison:

@@ -10,12 +10,12 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from benchmarks.base import Predict, Results
+from benchmarks.base import Predict, Results, require_folder
 from benchmarks.predictions import FaceMesh
 from benchmarks.scans import Scale, ScanBenchmark, ScanProtocol
 from benchmarks.views import FaceFinder, Views, lookup
 from core.crop import MARGIN
-from core.errors import AssetNotFoundError, DataError
+from core.errors import DataError
 from core.image_files import read_image
 
 FOLDERS = ("Fall2003range", "Spring2004range")  # version 2; Spring2003range is version 1
@@ -76,13 +76,12 @@ class FRGC(ScanBenchmark):
 
     def samples(self) -> dict[str, list[str]]:
         """The names of the scans."""
-        if not self.root.is_dir():
-            raise AssetNotFoundError(
-                "FRGC v2",
-                f"'{self.root}'",
-                "Ask the University of Notre Dame for it and give the folder of Fall2003range.",
-                LICENCE,
-            )
+        require_folder(
+            "FRGC v2",
+            self.root,
+            "Ask the University of Notre Dame for it and give the folder of Fall2003range.",
+            LICENCE,
+        )
         paths = [path for name in FOLDERS for path in (self.root / name).glob("*.abs*")]
         self._files = {path.name.partition(".")[0]: path for path in sorted(paths)}
         if self.names is not None:

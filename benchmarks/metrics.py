@@ -94,6 +94,14 @@ def cumulative_percent(
     return 100 * below.double().mean(0)
 
 
+def error_curve(errors: Float[Tensor, " b"], most: float, points: int = 101) -> list[list[float]]:
+    """``cumulative_percent`` as points (error, %) from 0 to ``most``, as ``Results.curves`` has
+    it.
+    """
+    thresholds = torch.linspace(0, most, points, dtype=torch.float64)
+    return torch.stack([thresholds, cumulative_percent(errors, thresholds)], -1).tolist()
+
+
 def rotation_degrees(
     predicted: Float[Tensor, "*b 3 3"], target: Float[Tensor, "*b 3 3"]
 ) -> Float[Tensor, "*b"]:

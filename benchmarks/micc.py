@@ -10,13 +10,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from benchmarks.base import Predict, Results, on_cpu
+from benchmarks.base import Predict, Results, on_cpu, require_folder
 from benchmarks.predictions import FaceMesh, landmark_vertices, read_mesh
 from benchmarks.scans import Scale, ScanBenchmark, ScanProtocol
 from benchmarks.views import lookup
 from core.crop import MARGIN, face_crop, warp
 from core.detect import FaceDetector
-from core.errors import AssetNotFoundError, DataError
+from core.errors import DataError
 from core.face_models.files import read_npz
 
 SUBJECTS = 53
@@ -104,23 +104,7 @@ class MICC(ScanBenchmark):
 
     def samples(self) -> dict[str, list[str]]:
         """subject_01/PTZ-Indoor and so on, by the kind of video."""
-        if not self.root.is_dir():
-            raise AssetNotFoundError(
-                "MICC Florence",
-                f"'{self.root}'",
-                "Ask for it at micc.unifi.it and give the folder of subject_01 as root.",
-                LICENCE,
-            )
-        found = sorted(path.name for path in self.root.glob("subject_*") if path.is_dir())
-        if self.subjects is None and len(found) != SUBJECTS:
-            raise DataError(
-                f"'{self.root}' holds {len(found)} folders subject_*, wanted {SUBJECTS}; complete "
-                "it, or give the names of those to score as subjects"
-            )
-        missing = sorted(set(self.subjects or []) - set(found))
-        chosen = found if self.subjects is None else self.subjects
-        if missing or not chosen:
-            raise DataError(f"'{self.root}' has no {missing or 'subject at all'}")
+        chosen = subjects_of(self.root, self.subjects)
         return {kind: [f"{name}/{video}" for name in chosen] for kind, video in VIDEOS.items()}
 
     def describe(self) -> str:
@@ -133,20 +117,11 @@ class MICC(ScanBenchmark):
         """One scan, or those that there are for ``scan="best"``."""
         subject = sample.partition("/")[0]
         names = SCANS if self.which == "best" else (self.which,)
-        found = [scan for name in names for scan in self._scan(subject, name)]
+        paths = [scan_path(self.root, subject, name) for name in names]
+        found = [read_scan(path, self.root, self.landmarks) for path in paths if path is not None]
         if not found:
             raise DataError(f"no {' or '.join(names)}/obj/*.obj")
         return found
-
-    def _scan(self, subject: str, name: str) -> Iterator[FaceMesh]:
-        folder = Path(subject, "Model", name, "obj")
-        for path in sorted((self.root / folder).glob("*.obj"))[:1]:
-            points = read_ljson(self.landmarks / folder / f"{path.stem}.ljson")
-            try:
-                vertices, triangles = read_mesh(path)
-            except DataError as error:
-                raise DataError(f"{name} is no readable .obj") from error
-            yield FaceMesh(vertices, triangles, points)
 
     def run(self, predict: Predict) -> Results:
         """Score a predictor on the videos' frames; it gets "b 1 3 s s" with s = ``image_size``.
@@ -247,6 +222,61 @@ class MICC(ScanBenchmark):
             self._detector = FaceDetector()
         found = self._detector(image)
         return found[0].landmarks if found else None
+
+
+def subjects_of(root: Path, wanted: list[str] | None) -> list[str]:
+    """The folders of MICC Florence's people.
+
+    Args:
+        root: of the data set.
+        wanted: names; None for all 53.
+
+    Raises:
+        AssetNotFoundError: there is no such data set.
+        DataError: some are missing.
+    """
+    require_folder(
+        "MICC Florence",
+        root,
+        "Ask for it at micc.unifi.it and give the folder of subject_01 as root.",
+        LICENCE,
+    )
+    found = sorted(path.name for path in root.glob("subject_*") if path.is_dir())
+    if wanted is None and len(found) != SUBJECTS:
+        raise DataError(
+            f"'{root}' holds {len(found)} folders subject_*, wanted {SUBJECTS}; complete it, or "
+            "give the names of those to score as subjects"
+        )
+    missing = sorted(set(wanted or []) - set(found))
+    chosen = found if wanted is None else wanted
+    if missing or not chosen:
+        raise DataError(f"'{root}' has no {missing or 'subject at all'}")
+    return chosen
+
+
+def scan_path(root: Path, subject: str, name: str) -> Path | None:
+    """The .obj of a scan (frontal1), if it is there."""
+    folder = root / subject / "Model" / name / "obj"
+    return next(iter(sorted(folder.glob("*.obj"))), None)
+
+
+def read_scan(path: Path, root: Path, landmarks: Path) -> FaceMesh:
+    """A scan with its 68 landmarks.
+
+    Args:
+        path: of the .obj.
+        root: of the data set.
+        landmarks: a folder with the same tree, in which the .ljson is.
+
+    Raises:
+        DataError: a file is missing or damaged, in words that fit several scans.
+    """
+    points = read_ljson((landmarks / path.relative_to(root)).with_suffix(".ljson"))
+    try:
+        vertices, triangles = read_mesh(path)
+    except DataError as error:
+        raise DataError("its .obj cannot be read") from error
+    return FaceMesh(vertices, triangles, points)
 
 
 def read_ljson(path: Path) -> Float[Tensor, "68 3"]:

@@ -21,6 +21,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from benchmarks.base import require_folder
 from core.errors import AssetNotFoundError, DataError
 from core.face_models.files import read_npz
 from core.landmarks import NOSE_TIP, five_points
@@ -31,7 +32,7 @@ SHARED = "landmark_vertices.txt"
 UNITS = {"mm": 1.0, "cm": 10.0, "dm": 100.0, "m": 1000.0, "um": 1e-3}  # millimetres of each
 OUTER_EYES, EYES = 90.0, 63.0  # mm between the outer corners and between the centres, of adults
 RANGE = 2.0  # factor by which a face may differ from that before its unit is doubted
-SAME_PLACE = 2.0  # pixels
+SAME_PLACE = 0.01  # of the landmarks' box: 1.6 pixels of 256 with the usual margin
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class FaceMesh:
     Attributes:
         vertices: any frame; the unit is checked where it matters.
         triangles: counter-clockwise seen from outside; none for a cloud of points.
-        landmarks: k is 68, 7 or 5, see this module's docstring.
+        landmarks: k is 68, 7 or 5, see this module's docstring; or 0 where none are needed.
     """
 
     vertices: Float[Tensor, "n 3"]
@@ -49,7 +50,7 @@ class FaceMesh:
     landmarks: Float[Tensor, "k 3"]
 
     def __post_init__(self) -> None:
-        if len(self.landmarks) not in (68, len(SEVEN), 5):
+        if len(self.landmarks) not in (68, len(SEVEN), 5, 0):
             raise DataError(f"{len(self.landmarks)} landmarks of a mesh, wanted 68, 7 or 5")
 
     @property
@@ -120,20 +121,18 @@ class MeshFolder:
     Args:
         folder: see this module's docstring.
         unit: of the meshes: mm, cm, dm, m or um; they come out in millimetres.
+        landmarks: whether the benchmark needs them; otherwise the meshes come out without.
 
     Raises:
         AssetNotFoundError: there is no such folder.
         DataError: there is no such unit.
     """
 
-    def __init__(self, folder: Path, unit: str = "mm") -> None:
-        if not folder.is_dir():
-            raise AssetNotFoundError(
-                "predictions", f"'{folder}'", "Give the folder of meshes and landmarks."
-            )
+    def __init__(self, folder: Path, unit: str = "mm", landmarks: bool = True) -> None:
+        require_folder("predictions", folder, "Give the folder of meshes and landmarks.")
         if unit not in UNITS:
             raise DataError(f"unknown unit '{unit}', wanted one of {', '.join(UNITS)}")
-        self.folder, self.unit = folder, unit
+        self.folder, self.unit, self.landmarks = folder, unit, landmarks
         shared = folder / SHARED
         self.shared = read_landmark_vertices(shared) if shared.is_file() else None
 
@@ -157,6 +156,8 @@ class MeshFolder:
         return FaceMesh(vertices, triangles, landmarks).scaled(UNITS[self.unit])
 
     def _landmarks(self, sample: str, vertices: Tensor) -> Tensor:
+        if not self.landmarks:
+            return vertices[:0]
         path = _existing(self.folder, sample, LANDMARKS)
         if path is not None:
             return read_points(path)
@@ -281,23 +282,61 @@ def fans(polygons: list[np.ndarray]) -> np.ndarray:
     return np.concatenate(parts)
 
 
+def write_obj(path: Path, mesh: FaceMesh) -> None:
+    """Write vertices and triangles as .obj, in the mesh's own unit; missing folders are made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", encoding="utf-8") as stream:
+        np.savetxt(stream, mesh.vertices.cpu().numpy(), "v %.6f %.6f %.6f")
+        np.savetxt(stream, mesh.triangles.cpu().numpy() + 1, "f %d %d %d")
+
+
+def seven_points(mesh: FaceMesh) -> Float[Tensor, "7 3"]:
+    """Eye corners from the subject's right to the left, below the nose, mouth corners.
+
+    Raises:
+        DataError: the mesh does not have them.
+    """
+    if len(mesh.landmarks) not in (68, len(SEVEN)):
+        raise DataError(f"{len(mesh.landmarks)} landmarks of a mesh, wanted 68 or 7")
+    return mesh.landmarks if len(mesh.landmarks) == len(SEVEN) else mesh.landmarks[list(SEVEN)]
+
+
 def landmark_vertices(
     seen: Float[Tensor, "f n 2"], landmarks: Float[Tensor, "f 68 2"], depth: Float[Tensor, " n"]
 ) -> Int[Tensor, "68"]:
     """The vertices of a mesh that lie nearest to its 68 landmarks, which are known in images only.
 
-    Of the vertices that are seen within two pixels of the nearest one, on the average over the
-    images, the frontmost is taken, so that none is on the back of the head. The jaw's landmarks may
-    slide along the mesh; their vertices mean little.
+    Of the vertices that are seen nearly as near as the nearest one, on the average over the images,
+    the frontmost is taken, so that none is on the back of the head. The jaw's landmarks may slide
+    along the mesh; their vertices mean little.
 
     Args:
         seen: where the vertices are in each image, pixels.
         landmarks: pixels.
         depth: z of the vertices in the model frame.
     """
+    return frontmost(landmark_distances(seen, landmarks) / len(seen), depth)
+
+
+def landmark_distances(
+    seen: Float[Tensor, "f n 2"], landmarks: Float[Tensor, "f 68 2"]
+) -> Float[Tensor, "68 n"]:
+    """Distances of a mesh's vertices to its landmarks in images, the sum over these.
+
+    Their unit is the longer side of the landmarks' box.
+    """
     total = torch.zeros(68, seen.shape[1], dtype=seen.dtype)
     for vertices, wanted in zip(seen, landmarks, strict=True):  # one by one, for the memory's sake
-        total += torch.cdist(wanted, vertices)
-    distance = total / len(seen)
+        total += torch.cdist(wanted, vertices) / (wanted.amax(0) - wanted.amin(0)).amax()
+    return total
+
+
+def frontmost(distance: Float[Tensor, "68 n"], depth: Float[Tensor, " n"]) -> Int[Tensor, "68"]:
+    """Of the vertices nearest to each landmark, and those nearly as near, the frontmost.
+
+    Args:
+        distance: mean over the images, in units of the landmarks' box.
+        depth: z of the vertices in the model frame.
+    """
     near = distance <= distance.amin(1, keepdim=True) + SAME_PLACE
     return depth.expand_as(near).masked_fill(~near, -torch.inf).argmax(1)

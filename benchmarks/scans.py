@@ -8,17 +8,20 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 from tqdm import tqdm
 
-from benchmarks.base import MILLIMETRES, Benchmark, Metric, Results, Summary
+from benchmarks.base import MILLIMETRES, Benchmark, ErrorMesh, Metric, Results, Summary
+from benchmarks.metrics import error_curve
 from benchmarks.predictions import FaceMesh, check_unit, common_landmarks
 from core.align import procrustes
 from core.errors import DataError
 from core.registration import Closest, ClosestPoints, point_to_plane, register
 
 MIN_POINTS = 100  # of a cropped scan
+SHOWN = 3  # scans of each group whose meshes are kept
+CURVE_MM = 5.0  # how far the curves go
 ERRORS = {
     "rmse": "point to plane, root mean square",
     "mean": "point to plane, mean",
@@ -78,30 +81,46 @@ def scan_errors(
         DataError: too little of the scan is in the crop, or the landmarks cannot be compared.
         ValueError: NaN, no surface, or landmarks on one line.
     """
-    points = cropped(scan, scan.nose_tip, protocol.crop_mm)
+    return compare(scan, face, protocol, scale)[0]
+
+
+def compare(
+    scan: FaceMesh, face: FaceMesh, protocol: ScanProtocol, scale: bool
+) -> tuple[dict[str, float], ErrorMesh]:
+    """``scan_errors``, and the cropped scan with each point's distance to the face's planes."""
+    near_tip = within(scan, scan.nose_tip, protocol.crop_mm)
+    points = scan.vertices[near_tip].double()
     theirs, ours = common_landmarks(scan, face)
     start = procrustes(ours.double(), theirs.double(), scale)
     mesh = ClosestPoints(face.vertices, face.triangles)
     pose = register(mesh, points, start, scale, trim=protocol.trim).pose
-    errors = _errors(points, mesh.moved(pose, points))
+    near = mesh.moved(pose, points)
+    errors = _errors(points, near)
+    new = near_tip.cumsum(0) - 1
+    kept = scan.triangles[near_tip[scan.triangles].all(-1)]
+    picture = ErrorMesh(points.float(), new[kept], point_to_plane(points, near).float())
     if protocol.symmetric:
         moved = FaceMesh(pose.apply(face.vertices.double()), face.triangles, face.landmarks)
         points = cropped(moved, scan.nose_tip, protocol.crop_mm)
         back = _errors(points, ClosestPoints(scan.vertices, scan.triangles)(points))
         errors = {name: (value + back[name]) / 2 for name, value in errors.items()}
-    return errors | {"scale": float(pose.scale)}
+    return errors | {"scale": float(pose.scale)}, picture
 
 
 def cropped(mesh: FaceMesh, centre: Float[Tensor, "3"], radius: float) -> Float[Tensor, "m 3"]:
-    """The vertices within a distance of a point, float64.
+    """The vertices ``within`` a distance of a point, float64."""
+    return mesh.vertices[within(mesh, centre, radius)].double()
+
+
+def within(mesh: FaceMesh, centre: Float[Tensor, "3"], radius: float) -> Bool[Tensor, " n"]:
+    """Which vertices are within a distance of a point; those that are NaN, as scans mark holes,
+    are not.
 
     Raises:
         DataError: they are fewer than 100.
     """
-    vertices = mesh.vertices.double()
-    vertices = vertices[vertices.isfinite().all(-1)]  # scans mark holes so
-    near = vertices[(vertices - centre.double()).norm(dim=-1) < radius]
-    if len(near) < MIN_POINTS:
+    near = (mesh.vertices.double() - centre.double()).norm(dim=-1) < radius
+    if near.sum() < MIN_POINTS:
         raise DataError(f"fewer than {MIN_POINTS} vertices within {radius:g} mm of the nose tip")
     return near
 
@@ -117,7 +136,13 @@ def _errors(points: Tensor, near: Closest) -> dict[str, float]:
 
 
 class MeshBenchmark(Benchmark):
-    """What also scores meshes that somebody else made."""
+    """What also scores meshes that somebody else made.
+
+    Attributes:
+        needs_landmarks: of these meshes.
+    """
+
+    needs_landmarks = True
 
     @abstractmethod
     def score(self, faces: Faces) -> Results:
@@ -168,20 +193,40 @@ class ScanBenchmark(MeshBenchmark):
         size, note = 1.0, ""
         if self.protocol.scale == "global":
             size = self._common_size(groups, faces)
-            note = f" The one scale is {size:.4f}."
+            note = f"The one scale is {size:.4f}."
         scale = self.protocol.scale == "mesh"
-        table, per_sample = [], {}
+        table, per_sample, curves = [], {}, {}
+        meshes: dict[str, ErrorMesh] = {}
         for group, names in groups.items():
-            found = dict(self._each(names, faces, failures, scale, size, f"{self.name} {group}"))
+            shown = {names[len(names) * k // SHOWN] for k in range(SHOWN)}
+            found = {}
+            for name, errors, mesh in self._each(
+                names, faces, failures, scale, size, f"{self.name} {group}"
+            ):
+                found[name] = errors
+                if name in shown:
+                    meshes[name] = mesh
             for key, meaning in ERRORS.items():
                 values = {name: errors[key] for name, errors in found.items()}
                 metric = f"{group}_{key}_mm"
                 summary = Summary.of(torch.tensor(list(values.values()), dtype=torch.float64))
                 table.append(Metric(metric, MILLIMETRES, f"{group}: {meaning}", summary))
                 per_sample[metric] = values
+            rmse = [found[name]["rmse"] if name in found else math.nan for name in names]
+            curves[f"{group}_rmse_mm"] = error_curve(torch.tensor(rmse), CURVE_MM)
         count = sum(map(len, groups.values()))
-        text = f"{self.describe()} {self.protocol}{note} Mean ± population std over the samples."
-        return Results(self.name, text, table, count, dict(failures), per_sample=per_sample)
+        text = f"{self.describe()} {self.protocol} Mean ± population std over the samples."
+        return Results(
+            self.name,
+            text,
+            table,
+            count,
+            dict(failures),
+            per_sample=per_sample,
+            curves=curves,
+            note=note,
+            meshes=meshes,
+        )
 
     @abstractmethod
     def describe(self) -> str:
@@ -195,8 +240,8 @@ class ScanBenchmark(MeshBenchmark):
         scale: bool,
         size: float,
         title: str,
-    ) -> Iterable[tuple[str, dict[str, float]]]:
-        """Samples with their errors; those without are in ``failures``."""
+    ) -> Iterable[tuple[str, dict[str, float], ErrorMesh]]:
+        """Samples with their errors and a picture; those without are in ``failures``."""
         for name in tqdm(names, desc=title, unit="mesh", disable=not self.progress):
             try:
                 scans = self.scans(name)
@@ -209,16 +254,16 @@ class ScanBenchmark(MeshBenchmark):
                 face = faces(name)
                 check_unit(face)
                 face = face.scaled(size)
-                errors = [scan_errors(scan, face, self.protocol, scale) for scan in scans]
+                found = [compare(scan, face, self.protocol, scale) for scan in scans]
             except ValueError as error:
                 failures[str(error)].append(name)
                 continue
-            yield name, min(errors, key=lambda e: e["rmse"])
+            yield name, *min(found, key=lambda pair: pair[0]["rmse"])
 
     def _common_size(self, groups: dict[str, list[str]], faces: Faces) -> float:
         """The geometric mean of the scales that fit each face; 1 if none can be fitted."""
         unreported: dict[str, list[str]] = defaultdict(list)  # they fail again when scored
         names = [name for group in groups.values() for name in group]
         found = self._each(names, faces, unreported, True, 1.0, f"{self.name} size")
-        logs = [math.log(errors["scale"]) for _, errors in found]
+        logs = [math.log(errors["scale"]) for _, errors, _ in found]
         return math.exp(sum(logs) / len(logs)) if logs else 1.0

@@ -22,12 +22,15 @@ from benchmarks.base import (
     MILLIMETRES,
     PER_CENT,
     Benchmark,
+    ErrorMesh,
     Metric,
     Predict,
     Results,
     Summary,
+    by_sample,
     on_cpu,
 )
+from core.align import procrustes
 from core.camera import Camera, PerspectiveCamera, WeakPerspectiveCamera, frontal
 from core.contracts import Reconstruction
 from core.crop import MARGIN, face_crop, warp
@@ -42,6 +45,10 @@ from core.uv import bake, unwrap, uv_grid
 
 BASELINE = "mean face"
 TEXELS = 96  # side of the UV map on which reflectance is compared
+SHOWN = 3  # faces whose meshes are kept
+CURVES = {"nme_percent": 10.0, "shape_mm": 5.0}  # how far each curve goes
+BY_SAMPLE = ["nme_percent", "pose_degrees", "shape_mm", "neutral_mm", "albedo_255"]
+BY_SAMPLE += ["photometric_255"]
 VISIBLE = 0.5  # of a mask's pixel or texel: more of it is face than is not
 
 UNITS = {"percent": PER_CENT, "degrees": DEGREES, "mm": MILLIMETRES, "255": GREY_LEVELS}
@@ -127,6 +134,8 @@ class SyntheticFaces(Benchmark):
                 f"SyntheticFaces: every is {every} and max_frames {max_frames}; wanted at least 1"
             )
         self.root, self.split = Path(root), split
+        if split != "test":
+            self.name = f"{self.name}_{split}"
         self.image_size, self.crop_margin, self.batch_size = image_size, crop_margin, batch_size
         self.every, self.max_frames, self.seed = every, max_frames, seed
         self.progress = progress
@@ -141,11 +150,14 @@ class SyntheticFaces(Benchmark):
         """
         found, undetected = self._frames()
         frames = self._subset(found)
+        shown = [frames[len(frames) * k // SHOWN] for k in range(SHOWN)]
         failures: dict[str, list[str]] = defaultdict(list)
         notes: list[str] = []
         scores: list[dict[str, Tensor]] = []
         baseline: list[dict[str, Tensor]] = []
         yaws: list[Tensor] = []
+        names: list[str] = []
+        meshes: dict[str, ErrorMesh] = {}
         bar = tqdm(total=len(frames), desc=self.name, unit="frame", disable=not self.progress)
         for batch in self._batches(frames, failures):
             face = on_cpu(predict(batch.images))
@@ -154,6 +166,9 @@ class SyntheticFaces(Benchmark):
             if not comparable and not notes:
                 notes.append(_other_mesh(face, batch.model))
             scores.append(_score(face, batch, comparable, failures))
+            names += batch.names
+            if comparable:
+                meshes |= _meshes(face, batch, scores[-1]["shape_mm"], shown)
             mean = mean_face(batch.model, self.image_size, self.crop_margin, len(batch.images))
             baseline.append(_score(mean, batch, True, None))
             yaws.append(euler_from_rotation(batch.rotation)[1])
@@ -181,13 +196,23 @@ class SyntheticFaces(Benchmark):
         protocol = (
             f"{len(frames)} of {len(found)} detected frames of the {self.split} split (in "
             f"{undetected} more the detector found no face) of set "
-            f"{self._manifest().get('hash', 'without manifest')[:8]}, {self.image_size} x "
-            f"{self.image_size} pixels, margin {self.crop_margin:g}. NME in % of sqrt(w h) of the "
+            f"{self._manifest().get('hash', 'without manifest')[:8]}. NME in % of sqrt(w h) of the "
             "true landmarks' box; pose relative to the line of sight; shape in mm between "
             "corresponding vertices of the region 'face'; reflectance on the visible texels; "
             "colour where drawn and visible face meet."
         )
-        return Results(self.name, " ".join([protocol, *notes]), table, len(frames), dict(failures))
+        return Results(
+            self.name,
+            " ".join([protocol, *notes]),
+            table,
+            len(frames),
+            dict(failures),
+            per_sample={key: by_sample(names, own[key]) for key in BY_SAMPLE},
+            curves={key: metrics.error_curve(own[key], most) for key, most in CURVES.items()},
+            note=f"Crops of {self.image_size} x {self.image_size} pixels, margin "
+            f"{self.crop_margin:g}.",
+            meshes=meshes,
+        )
 
     def _frames(self) -> tuple[list[str], int]:
         """The detected frames of the split, sorted, and the number of those without a detection.
@@ -392,6 +417,21 @@ def _score_finite(
         scores["albedo_255"] = metrics.albedo_255(*maps, gain=True)
         scores["albedo_raw_255"] = metrics.albedo_255(*maps, gain=False)
     return scores, failed
+
+
+def _meshes(
+    face: Reconstruction, batch: _Batch, shape_mm: Float[Tensor, " b"], wanted: list[str]
+) -> dict[str, ErrorMesh]:
+    """The wanted faces that could be scored: aligned as for ``shape_mm``, with their distances."""
+    region, found = batch.model.region("face"), {}
+    for k, name in enumerate(batch.names):
+        if name in wanted and not shape_mm[k].isnan():
+            ours, true = face.vertices[k, 0].double(), batch.vertices[k, 0].double()
+            moved = procrustes(ours[region], true[region], True).apply(ours)
+            error = torch.full_like(moved[:, 0], torch.nan)
+            error[region] = (moved - true)[region].norm(dim=-1)
+            found[name] = ErrorMesh(moved.float(), face.triangles, error.float())
+    return found
 
 
 def mean_face(model: FaceModel, size: int, margin: float, count: int = 1) -> Reconstruction:

@@ -1,6 +1,7 @@
 """Photographs of people of whom there are scans: crops, predictions, and how faces are found."""
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from benchmarks.base import Predict, on_cpu
-from benchmarks.predictions import FaceMesh, landmark_vertices
+from benchmarks.predictions import FaceMesh, frontmost, landmark_distances
 from core.contracts import Reconstruction
 from core.crop import MARGIN, face_crop, warp
 from core.detect import FaceDetector
@@ -87,36 +88,73 @@ class Views:
         return warp(image, matrix, self.image_size).clamp(0, 1)
 
     def predict(
-        self, predict: Predict, photographs: Iterable[tuple[str, list[tuple[str, Path]]]]
+        self,
+        predict: Predict,
+        photographs: Iterable[tuple[str, list[tuple[str, Path]]]],
+        neutral: bool = False,
     ) -> dict[str, FaceMesh | DataError]:
         """One mesh for each sample, or why there is none.
 
         Args:
             predict: it gets all photographs of one sample at a time, "1 v 3 s s".
             photographs: samples with the names and files of their photographs, taken at one moment.
+            neutral: the meshes without expression.
         """
-        found: dict[str, FaceMesh | DataError] = {}
-        for sample, files in photographs:
-            try:
-                crops = torch.stack([self.crop(name, path) for name, path in files])
-                found[sample] = expressive_mesh(on_cpu(predict(crops[None])))
-            except DataError as error:
-                found[sample] = error
-        return found
+
+        def faces() -> Iterator[tuple[str, Reconstruction | DataError]]:
+            for sample, files in photographs:
+                try:
+                    crops = torch.stack([self.crop(name, path) for name, path in files])
+                    face = on_cpu(predict(crops[None]))
+                except DataError as error:
+                    yield sample, error
+                else:
+                    yield sample, face
+
+        return meshes_of(faces(), neutral)
 
 
-def expressive_mesh(face: Reconstruction) -> FaceMesh:
-    """The mean over the views of one face, with its expression, and its landmarks.
+def meshes_of(
+    faces: Iterable[tuple[str, Reconstruction | DataError]], neutral: bool = False
+) -> dict[str, FaceMesh | DataError]:
+    """A method's faces as meshes with 68 landmarks, or why there is none.
 
-    Raises:
-        DataError: the prediction is not finite.
+    Which vertices are landmarks is known from images only, so it is found from all images together:
+    from the side alone, the two eyes are in one place.
+
+    Args:
+        faces: one identity each, on the CPU; a mesh is the mean over its views.
+        neutral: without expression.
     """
-    if not (face.vertices.isfinite().all() and face.landmarks.isfinite().all()):
-        raise DataError("the predicted face is not finite")
-    seen = face.camera.project(face.vertices)[0]
-    rows = landmark_vertices(seen[0], face.landmarks[0], face.vertices[0, 0, :, 2])
-    vertices = face.vertices[0].double().mean(0)
-    return FaceMesh(vertices, face.triangles.long(), vertices[rows])
+    found: dict[str, tuple[Tensor, Tensor] | DataError] = {}
+    distances: dict[int, Tensor] = {}  # by the number of vertices: another one is another topology
+    depths: dict[int, Tensor] = {}
+    images: Counter[int] = Counter()
+    for sample, face in faces:
+        if isinstance(face, DataError):
+            found[sample] = face
+            continue
+        shapes = (face.neutral if neutral else face.vertices)[0]
+        seen = face.camera.project(face.vertices)[0][0]
+        if not all(x.isfinite().all() for x in (shapes, seen, face.landmarks)):
+            found[sample] = DataError("the predicted face is not finite")
+            continue
+        count = shapes.shape[1]
+        distance = landmark_distances(seen, face.landmarks[0])
+        distances[count] = distances[count] + distance if count in distances else distance
+        images[count] += len(seen)
+        depths.setdefault(count, shapes[0, :, 2])
+        found[sample] = shapes.double().mean(0).float(), face.triangles.long()
+    rows = {n: frontmost(total / images[n], depths[n]) for n, total in distances.items()}
+    return {
+        sample: mesh if isinstance(mesh, DataError) else _with_landmarks(mesh, rows)
+        for sample, mesh in found.items()
+    }
+
+
+def _with_landmarks(mesh: tuple[Tensor, Tensor], rows: dict[int, Tensor]) -> FaceMesh:
+    vertices, triangles = mesh
+    return FaceMesh(vertices, triangles, vertices[rows[len(vertices)]])
 
 
 def lookup(found: dict[str, FaceMesh | DataError], sample: str) -> FaceMesh:

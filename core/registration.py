@@ -1,14 +1,17 @@
 """Registration of surfaces whose points do not correspond: closest points on a mesh, and ICP.
 
 Convention: the *mesh* moves, by x -> scale * rotation @ x + translation, onto the points of a scan;
-distances are in the scan's unit. Everything is float64 on the CPU. Worked number: the square [-1,
-1]^2 in the plane z = 0, registered without scale to points in the plane z = 3, moves by (0, 0, 3).
+distances are in the scan's unit. Worked number: the square [-1, 1]^2 in the plane z = 0, registered
+without scale to points in the plane z = 3, moves by (0, 0, 3).
 
-The closest points are libigl's, whose tree of boxes is built once for each mesh: in each round the
-scan's points go into the mesh's frame, not the mesh into theirs.
+Everything is float64 and on the device of the points, but for the query of the tree: that is on the
+CPU, so points on a GPU go there and back in each round. The trees (libigl's of boxes for surfaces,
+scipy's KD-tree for vertices) are built once: in each round the scan's points go into the mesh's
+frame, not the mesh into theirs.
 """
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -16,6 +19,7 @@ import igl
 import numpy as np
 import torch
 from jaxtyping import Float, Int
+from scipy.spatial import KDTree
 from torch import Tensor
 
 from core.align import Similarity, procrustes
@@ -37,16 +41,69 @@ class Closest(NamedTuple):
 
     Attributes:
         points: on the mesh.
-        normals: of unit length, of the triangles that they lie in.
+        normals: of unit length, of the triangles that they lie in; 0 for vertices without any.
         distance: to the given points.
+        element: index of the triangles, or of the vertices.
     """
 
     points: Float[Tensor, "n 3"]
     normals: Float[Tensor, "n 3"]
     distance: Float[Tensor, " n"]
+    element: Int[Tensor, " n"]
 
 
-class ClosestPoints:
+class Target(ABC):
+    """What can be asked for its point that is closest to a given one."""
+
+    @abstractmethod
+    def __call__(self, points: Float[Tensor, "m 3"]) -> Closest:
+        """The closest points to these, which must be finite; float64, on their device."""
+
+    def moved(self, pose: Similarity, points: Float[Tensor, "m 3"]) -> Closest:
+        """The closest points of the target moved by a similarity, in the frame of the points."""
+        near = self((points - pose.translation) @ pose.rotation / pose.scale)
+        return near._replace(
+            points=pose.apply(near.points),
+            normals=near.normals @ pose.rotation.mT,
+            distance=near.distance * pose.scale,
+        )
+
+
+class ClosestVertices(Target):
+    """Points without a surface; only ``register(..., planes=False)`` can lay them onto others.
+
+    Args:
+        vertices: in any unit.
+
+    Raises:
+        ValueError: NaN or infinite vertices, or none at all.
+    """
+
+    def __init__(self, vertices: Float[Tensor, "n 3"]) -> None:
+        self.vertices = _finite(vertices)
+        if not len(vertices):
+            raise ValueError("a mesh without vertices has no closest one")
+        self._tree = KDTree(self.vertices.numpy())
+
+    def __call__(self, points: Float[Tensor, "m 3"]) -> Closest:
+        """See ``Target``."""
+        distance, index = self._tree.query(points.detach().cpu().double().numpy())
+        vertex = torch.from_numpy(index).to(points.device)
+        nearest = self.vertices.to(points.device)[vertex]
+        normals = torch.zeros_like(nearest)
+        return Closest(nearest, normals, torch.from_numpy(distance).to(points.device), vertex)
+
+
+def _finite(vertices: Float[Tensor, "n 3"]) -> Float[Tensor, "n 3"]:
+    """Those of a mesh, float64 on the CPU; raises ValueError if some are not finite."""
+    vertices = vertices.detach().cpu().double().contiguous()
+    bad = int((~vertices.isfinite().all(-1)).sum())
+    if bad:
+        raise ValueError(f"{bad} of {len(vertices)} vertices of the mesh are NaN or infinite")
+    return vertices
+
+
+class ClosestPoints(Target):
     """A mesh that can be asked for its point that is closest to a given one.
 
     Triangles without area are left out.
@@ -61,11 +118,7 @@ class ClosestPoints:
     """
 
     def __init__(self, vertices: Float[Tensor, "n 3"], triangles: Int[Tensor, "t 3"]) -> None:
-        self.vertices = vertices.detach().cpu().double().contiguous()
-        triangles = triangles.cpu().long()
-        if not self.vertices.isfinite().all():
-            bad = int((~self.vertices.isfinite().all(-1)).sum())
-            raise ValueError(f"{bad} of {len(vertices)} vertices of the mesh are NaN or infinite")
+        self.vertices, triangles = _finite(vertices), triangles.cpu().long()
         if len(triangles) and not 0 <= int(triangles.min()) <= int(triangles.max()) < len(vertices):
             raise ValueError(
                 f"the triangles name vertices {int(triangles.min())}..{int(triangles.max())}, but "
@@ -88,19 +141,13 @@ class ClosestPoints:
         self._tree.init(*self._arrays)
 
     def __call__(self, points: Float[Tensor, "m 3"]) -> Closest:
-        """The closest points of the mesh to these, which must be finite."""
+        """See ``Target``."""
         query = np.ascontiguousarray(points.detach().cpu().double().numpy())
         squared, triangle, nearest = self._tree.squared_distance(*self._arrays, query)
-        normals = self.normals[torch.from_numpy(triangle).flatten()]
+        index = torch.from_numpy(triangle).flatten().long()
         distance = torch.from_numpy(squared).flatten().sqrt()
-        return Closest(torch.from_numpy(nearest), normals, distance)
-
-    def moved(self, pose: Similarity, points: Float[Tensor, "m 3"]) -> Closest:
-        """The closest points of the mesh moved by a similarity, in the frame of the points."""
-        near = self((points - pose.translation) @ pose.rotation / pose.scale)
-        return Closest(
-            pose.apply(near.points), near.normals @ pose.rotation.mT, near.distance * pose.scale
-        )
+        found = torch.from_numpy(nearest), self.normals[index], distance, index
+        return Closest(*(value.to(points.device) for value in found))
 
 
 def point_to_plane(points: Float[Tensor, "n 3"], near: Closest) -> Float[Tensor, " n"]:
@@ -128,7 +175,7 @@ class Registration:
 
 
 def register(
-    mesh: ClosestPoints,
+    mesh: Target,
     points: Float[Tensor, "m 3"],
     start: Similarity,
     scale: bool = True,
@@ -156,10 +203,13 @@ def register(
         tolerance: relative change of the root mean square distance at which it has converged.
 
     Raises:
-        ValueError: NaN or infinite points or start, fewer than three points, or all on one line.
+        ValueError: NaN or infinite points or start, fewer than three points, or all on one line;
+            or ``planes`` for a target that has none.
     """
-    points = points.detach().cpu().double()
-    pose = Similarity(*(getattr(start, k).cpu().double() for k in vars(start)))
+    points = points.detach().double()
+    pose = Similarity(*(value.to(points) for value in vars(start).values()))
+    if planes and not isinstance(mesh, ClosestPoints):
+        raise ValueError("register: vertices without triangles have no planes; give planes=False")
     if not 0 <= trim < 1:
         raise ValueError(f"register: trim is {trim}; wanted a fraction in [0, 1)")
     if len(points) < 3 or not points.isfinite().all():
@@ -184,7 +234,7 @@ def register(
 
 
 def _converge(
-    mesh: ClosestPoints,
+    mesh: Target,
     points: Tensor,
     pose: Similarity,
     scale: bool,

@@ -152,7 +152,7 @@ def unwrap(
         facing = _faces_camera(camera.project(vertices)[0], triangles)[..., grid.triangle_index]
         drawn = torch.cat([surface.depth, surface.normals, surface.mask], -3)
         drawn_depth, x, y, z, covered = sample(drawn, pixels, mode="nearest").unbind(-3)
-        beside = (pixels - pixels.floor() - 0.5) / _pixels_per_mm(camera)[..., None, None, None]
+        beside = (pixels - pixels.floor() - 0.5) / pixels_per_mm(camera)[..., None, None, None]
         slope = (x * beside[..., 0] + y * beside[..., 1]) / z.clamp(max=-STEEPEST)
         hidden = depth > drawn_depth - slope + DEPTH_TOLERANCE_MM
         visible = facing & (covered > 0) & ~hidden & grid.mask
@@ -184,7 +184,7 @@ def _faces_camera(pixels: Tensor, triangles: Tensor) -> Tensor:
     return p[..., 0] * q[..., 1] - p[..., 1] * q[..., 0] < 0
 
 
-def _pixels_per_mm(camera: Camera) -> Tensor:
+def pixels_per_mm(camera: Camera) -> Tensor:
     """Pixels per millimetre across the line of sight at the model frame's origin."""
     across = camera.rotation[..., :1, :]  # the camera's x axis in the model frame
     ends, _ = camera.project(torch.cat([torch.zeros_like(across), across], -2))

@@ -46,16 +46,15 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
 from core.errors import DataError
 from core.face_models.files import read_mat
+from core.face_models.fitted import FIT, POSE, BaselFit
 from core.face_models.importers import bfm2009
-from core.face_models.importers.raw import RawFolder, zero_based
 from core.landmarks import mirror
-from core.rotation import rotation_from_euler
 from datamodules.base import Clip, FaceDataModule, Fault, Frame
 from datamodules.listing import (
     Listing,
@@ -75,8 +74,6 @@ MIRRORED, MIRROR_PERSON = "_Flip", " mirrored"  # ends of a folder's name, of an
 WANTED = "{AFW,HELEN,IBUG,LFPW}/<name>.jpg and <name>.mat"
 WANTED_AFLW = "image<number>.jpg and image<number>.mat"
 LICENCE = "research; see http://www.cbsr.ia.ac.cn/users/xiangyuzhu/projects/3DDFA/main.htm"
-POSE = {"Pose_Para": (1, 7)}
-FIT = POSE | {"Shape_Para": (bfm2009.MODES, 1), "Exp_Para": (bfm2009.DDFA_MODES, 1)}
 
 
 class W300LP(FaceDataModule):
@@ -110,7 +107,7 @@ class W300LP(FaceDataModule):
 
     def source(self) -> "TurnedFaces":
         """The folders, listed."""
-        basis = LandmarkBasis.from_folder(Path(self.basel)) if self.basel else None
+        basis = landmark_basis(Path(self.basel)) if self.basel else None
         return TurnedFaces.scan(self.root, self.landmarks, basis, self.flips, self.split_seed)
 
 
@@ -131,79 +128,9 @@ class AFLW2000(FaceDataModule):
         return FittedFaces.scan(self.root)
 
 
-@dataclass(frozen=True)
-class LandmarkBasis:
-    """The 68 landmarks of the face model that 300W-LP was fitted with, micrometres, y up."""
-
-    mean: Float[Tensor, "68 3"]
-    shape: Float[Tensor, "68 3 199"]
-    expression: Float[Tensor, "68 3 29"]
-
-    @classmethod
-    def from_folder(cls, folder: Path) -> "LandmarkBasis":
-        """Read the raw files of the Basel Face Model 2009.
-
-        Raises:
-            AssetNotFoundError: a file is missing.
-            DataError: a file is something else.
-        """
-        raw = RawFolder(folder, bfm2009.KIND.licence)
-        n, trimmed = 3 * bfm2009.ALL, 3 * bfm2009.TRIMMED
-        kinds = {"shapeMU": (n, 1), "shapePC": (n, bfm2009.MODES)}
-        basel = read_mat(raw.find(bfm2009.MORPHABLE), kinds)
-        indices = read_mat(raw.find(bfm2009.TRIM), {"trimIndex": (bfm2009.TRIMMED, 1)})
-        trim = zero_based(indices["trimIndex"][:, 0], bfm2009.ALL, "trimIndex of BFM_exp_idx.mat")
-        kinds = {"mu_exp": (trimmed, 1), "w_exp": (trimmed, bfm2009.DDFA_MODES)}
-        exp = read_mat(raw.find(bfm2009.DDFA), kinds)
-        keypoints = np.array(bfm2009.KEYPOINTS)
-        mean = _rows(basel["shapeMU"], trim[keypoints]) + _rows(exp["mu_exp"], keypoints)
-        shape = _rows(basel["shapePC"], trim[keypoints])
-        return cls(mean[..., 0], shape, _rows(exp["w_exp"], keypoints))
-
-    def project(
-        self,
-        pose: Float[Tensor, "7"],
-        shape: Float[Tensor, "199"],
-        expression: Float[Tensor, "29"],
-        height: int,
-    ) -> Float[Tensor, "68 3"]:
-        """The landmarks of a fitted face in its image.
-
-        Args:
-            pose: Pose_Para of the .mat.
-            shape: its Shape_Para.
-            expression: its Exp_Para.
-            height: of the image, pixels.
-
-        Returns:
-            x, y in pixels, z in pixels towards the camera.
-        """
-        points = self.mean + self.shape @ shape + self.expression @ expression
-        return place(points, pose, height)
-
-
-def _rows(array: np.ndarray, vertices: Int[np.ndarray, "68"]) -> Float[Tensor, "68 3 k"]:
-    """The numbers of some vertices of an array (3 n, k) of x, y, z in turn."""
-    kept = array.reshape(-1, 3, array.shape[1])[vertices]
-    return torch.from_numpy(kept.astype(np.float32))
-
-
-def place(
-    points: Float[Tensor, "n 3"], pose: Float[Tensor, "7"], height: int
-) -> Float[Tensor, "n 3"]:
-    """Points of the model in an image: scaled, turned, moved, and from y up to y down.
-
-    Args:
-        points: micrometres, y up.
-        pose: Pose_Para of the .mat.
-        height: of the image, pixels.
-
-    Returns:
-        x, y in pixels, z in pixels towards the camera.
-    """
-    pitch, yaw, roll = pose[:3].unbind()
-    x, y, z = (pose[6] * points @ rotation_from_euler(pitch, yaw, roll).T + pose[3:6]).unbind(-1)
-    return torch.stack([x - 0.5, height + 0.5 - y, z], -1)  # MATLAB's pixels begin at 1
+def landmark_basis(folder: Path) -> BaselFit:
+    """The 68 landmarks of the Basel Face Model 2009; see ``BaselFit.from_folder``."""
+    return BaselFit.from_folder(folder, np.array(bfm2009.KEYPOINTS))
 
 
 @dataclass(frozen=True)
@@ -216,14 +143,14 @@ class TurnedFaces(Listing):
     """
 
     landmarks: Literal["2d", "3d"] = "2d"
-    basis: LandmarkBasis | None = None
+    basis: BaselFit | None = None
 
     @classmethod
     def scan(
         cls,
         root: Path,
         landmarks: Literal["2d", "3d"] = "2d",
-        basis: LandmarkBasis | None = None,
+        basis: BaselFit | None = None,
         flips: bool = True,
         split_seed: int = 0,
     ) -> "TurnedFaces":

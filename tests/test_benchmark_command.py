@@ -9,6 +9,7 @@ from benchmarks.aflw2000 import AFLW2000
 from benchmarks.base import Benchmark
 from benchmarks.checkpoint import load_predictor
 from core.errors import AssetNotFoundError, DataError
+from core.provenance import file_hash
 from methods.cest import CEST
 from tests.fakes import aflw2000, face_model
 
@@ -44,12 +45,20 @@ def test_a_checkpoint_is_scored(run_folder, root, tmp_path, monkeypatch, capsys)
     assert main([*command, *options]) == 0
     assert "nme_mean_percent" in capsys.readouterr().out
     found = json.loads((tmp_path / "aflw2000.json").read_text())
-    assert "48 x 48" in found["protocol"]  # the network's own size, from the run's config
+    assert "48 x 48" in found["note"]  # the network's own size, from the run's config
     assert found["run"]["method"] == "methods.cest.CEST"
-    assert len(found["run"]["sha256"]) == 12
+    assert found["run"]["checkpoint_sha256"] == file_hash(checkpoint)
     again = AFLW2000(root, 48, progress=False).run(load_predictor(checkpoint))
     value = found["metrics"]["nme_all_percent"]["value"]["mean"]
     assert again["nme_all_percent"].value.mean == pytest.approx(value, rel=1e-4)
+
+
+def test_results_go_to_the_run(run_folder, root, monkeypatch):
+    monkeypatch.setattr(AFLW2000, "size", 8)
+    checkpoint = run_folder / "checkpoints/best.ckpt"
+    command = ["run", "aflw2000", "--checkpoint", str(checkpoint), "--root", str(root)]
+    assert main([*command, "--progress", "false"]) == 0
+    assert (run_folder / "benchmarks/aflw2000.json").is_file()
 
 
 def test_what_is_no_run_is_refused(run_folder, tmp_path):
@@ -81,3 +90,8 @@ def test_every_benchmark_has_a_name_and_a_config():
         benchmark = benchmark_class(name)
         assert issubclass(benchmark, Benchmark)
         assert benchmark.name == name
+
+
+def test_what_compares_colours_scores_no_meshes(tmp_path, capsys):
+    assert main(["score", "celeba", "--root", str(tmp_path), "--predictions", str(tmp_path)]) == 2
+    assert "colours, not meshes" in capsys.readouterr().err

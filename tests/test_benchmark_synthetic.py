@@ -135,6 +135,13 @@ def test_shape_errors_by_alignment_and_expression(root):
     results = run(root, lambda face: replace(face, vertices=face.neutral))
     assert results["shape_mm"].value.mean > 0.5
     assert results["neutral_mm"].value.mean < 0.01
+    region = load_truth(root, NAMES[0]).model.region("face")
+    assert len(results.meshes) == 3
+    for name, mesh in results.meshes.items():  # as the figures are
+        error = results.per_sample["shape_mm"][name]
+        assert float(mesh.error[region].mean()) == pytest.approx(error, rel=1e-4)
+        assert mesh.error[~region].isnan().all()
+    assert results.curves["shape_mm"][-1] == [5.0, 100.0]
 
 
 def test_shape_counts_only_the_region_of_the_face(root):
@@ -293,7 +300,7 @@ def test_the_number_of_frames_is_checked(root, tmp_path):
     settings = {"videos": 1, "clips": 1, "frames": 4}
     manifest = copy / "manifest.json"
     manifest.write_text(json.dumps({"hash": "0123456789ab", "settings": settings}))
-    assert "of set 01234567," in benchmark.run(Oracle(copy, names=NAMES[:3])).protocol
+    assert "of set 01234567." in benchmark.run(Oracle(copy, names=NAMES[:3])).protocol
     manifest.write_text(json.dumps({"settings": settings | {"frames": 5}}))
     with pytest.raises(DataError, match="holds 4 frames, wanted 5"):
         benchmark.run(Oracle(copy, names=[]))

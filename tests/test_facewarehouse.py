@@ -142,3 +142,11 @@ def test_the_180_meshes_are_asserted(root, tmp_path):
         benchmark(root, testers=None).samples()
     with pytest.raises(AssetNotFoundError, match="FaceWarehouse"):
         FaceWarehouse(tmp_path / "none").samples()
+
+
+def test_a_wrong_unit_of_the_data_set_is_named(root):
+    results = benchmark(root, unit_to_mm=1000.0).score(true)
+    assert len(results.failures) <= 2  # people differ
+    assert all("the data set's outer eye corners about" in reason for reason in results.failures)
+    assert all("see unit_to_mm" in reason for reason in results.failures)
+    assert results.means() == {}

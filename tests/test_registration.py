@@ -8,7 +8,7 @@ from scipy.spatial import cKDTree
 from scipy.spatial.transform import Rotation
 
 from core.align import Similarity, procrustes
-from core.registration import ClosestPoints, point_to_plane, register
+from core.registration import ClosestPoints, ClosestVertices, point_to_plane, register
 from tests.fakes import scans
 
 
@@ -163,6 +163,38 @@ def test_the_inputs_stay_as_they_are():
     register(ClosestPoints(face.vertices, face.triangles), points, IDENTITY)
     assert torch.equal(points, before[0])
     assert torch.equal(face.vertices, before[1])
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU")
+def test_on_a_gpu_the_motion_is_the_same_and_stays_there():
+    face = scans.face(21, 27)
+    points = TRUTH.apply(on_surface(face, 500))
+    start = similarity(1.08, (0.12, -0.2, 0.15), (3, -5, 8))
+    mesh = ClosestPoints(face.vertices.cuda(), face.triangles.cuda())
+    found = register(mesh, points.cuda(), start).pose
+    assert found.rotation.is_cuda
+    here = register(mesh, points, start).pose
+    assert error(Similarity(*(value.cpu() for value in vars(found).values())), here) < 1e-9
+
+
+def test_vertices_without_triangles_are_found_as_scipy_finds_them():
+    face, points = scans.face(21, 27), on_surface(scans.face(21, 27), 300) + 1
+    near = ClosestVertices(face.vertices)(points)
+    distance, index = cKDTree(face.vertices.numpy()).query(points.numpy())
+    np.testing.assert_allclose(near.distance, distance, atol=1e-12)
+    np.testing.assert_array_equal(near.element, index)
+    assert torch.equal(near.points, face.vertices[near.element])
+    true = similarity(1, (0.01, -0.01, 0.01), (0.3, -0.2, 0.4))
+    target = ClosestVertices(face.vertices)
+    found = register(target, true.apply(face.vertices), IDENTITY, scale=False, planes=False)
+    assert error(found.pose, true) < 1e-8
+    with pytest.raises(ValueError, match="planes=False"):
+        register(target, points, IDENTITY)
+    with pytest.raises(ValueError, match="NaN"):
+        ClosestVertices(NAN)
+    with pytest.raises(ValueError, match="without vertices"):
+        ClosestVertices(NAN[:0])
 
 
 NAN = torch.full((4, 3), torch.nan)

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -5,8 +7,18 @@ import trimesh
 from scipy.spatial.transform import Rotation
 
 from benchmarks.predictions import FaceMesh, MeshFolder, check_unit, landmark_vertices, read_mesh
-from benchmarks.scans import ERRORS, ScanBenchmark, ScanProtocol, cropped, scan_errors
+from benchmarks.scans import (
+    ERRORS,
+    ScanBenchmark,
+    ScanProtocol,
+    compare,
+    cropped,
+    scan_errors,
+)
+from benchmarks.views import meshes_of
 from core.align import procrustes
+from core.camera import WeakPerspectiveCamera, frontal
+from core.contracts import Reconstruction
 from core.errors import AssetNotFoundError, DataError
 from core.landmarks import MIRROR, five_points
 from core.normals import vertex_normals
@@ -165,13 +177,25 @@ def score(faces, **options):
 
 def test_one_scale_for_all_is_the_geometric_mean(face):
     results = score(lambda name: moved(face, 2.0), scale="global")
-    assert "The one scale is 0.4975" in results.protocol  # sqrt(1.1 * 0.9) / 2
+    assert "The one scale is 0.4975" in results.note  # sqrt(1.1 * 0.9) / 2
     same = score(lambda name: scans.face().scaled({"a": 1.1, "b": 0.9}[name] * 0.8), scale="global")
     assert same["big_rmse_mm"].value.mean < 1e-6
     own = score(lambda name: moved(face), scale="mesh")
     assert own["small_rmse_mm"].value.mean < 1e-6
     assert results["small_rmse_mm"].value.mean > 0.4
     assert score(lambda name: moved(face), scale="none")["big_rmse_mm"].value.mean > 0.4
+
+
+def test_errors_are_kept_for_a_look(face):
+    found, picture = compare(face, moved(face, 0.9), ScanProtocol(crop_mm=60.0), False)
+    assert float(picture.error.double().mean()) == pytest.approx(found["mean"], rel=1e-5)
+    assert torch.equal(picture.vertices, cropped(face, face.nose_tip, 60.0).float())
+    inside = (face.vertices - face.nose_tip).norm(dim=-1) < 60
+    true = face.vertices[face.triangles[inside[face.triangles].all(-1)]]
+    assert torch.equal(picture.vertices[picture.triangles], true.float())
+    results = score(lambda name: moved(face))
+    assert set(results.meshes) == {"a", "b"}  # all that have a scan
+    assert results.curves["small_rmse_mm"][-1] == [5.0, 50.0]  # the failure is in no mean, but here
 
 
 def test_failures_are_counted_by_what_went_wrong(face):
@@ -259,6 +283,42 @@ def test_a_folder_of_meshes(tmp_path, face):
     (tmp_path / "x/a.obj").write_text("nothing")
     with pytest.raises(DataError, match="cannot be read"):
         folder("x/a")
+
+
+def test_eyes_that_are_in_one_place_from_the_side_are_told_apart_by_other_images():
+    face = scans.face(61, 81)
+    rows = torch.cdist(face.landmarks, face.vertices).argmin(1)
+
+    def seen(yaw):
+        turn = torch.from_numpy(Rotation.from_euler("y", yaw, degrees=True).as_matrix())
+        rotation = frontal(face.vertices) @ turn
+        one = torch.ones(1, 1)
+        camera = WeakPerspectiveCamera(
+            rotation.float()[None, None], 0.9 * one, torch.full((1, 1, 2), 128.0)
+        )
+        vertices = face.vertices.float()[None, None]
+        return Reconstruction(
+            vertices=vertices,
+            neutral=2 * vertices,
+            triangles=face.triangles,
+            uv=torch.zeros(vertices.shape[2], 2),
+            camera=camera,
+            landmarks=camera.project(vertices[..., rows, :])[0],
+            albedo_map=torch.zeros(1, 1, 3, 2, 2),
+            light=torch.zeros(1, 1, 9, 1),
+        )
+
+    bad = replace(seen(0), vertices=face.vertices.float()[None, None] * torch.nan)
+    views = {"side": seen(88), "front": seen(0), "other": seen(-60), "bad": bad}
+    found = meshes_of([*views.items(), ("none", DataError("no face"))])
+    for name in ("side", "front", "other"):
+        distance = (found[name].landmarks - face.vertices[rows].float()).norm(dim=-1)
+        assert distance[36:48].max() < 5  # a vertex or two
+        check_unit(found[name])
+    assert "finite" in str(found["bad"])
+    assert str(found["none"]) == "no face"
+    neutral = meshes_of(views.items(), neutral=True)["side"]
+    torch.testing.assert_close(neutral.vertices, 2 * face.vertices.float())
 
 
 def test_landmark_vertices_are_found_from_several_views_and_in_front():

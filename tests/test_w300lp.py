@@ -10,10 +10,11 @@ from PIL import Image
 
 from core.errors import AssetNotFoundError, DataError
 from core.face_models import load_face_model
+from core.face_models.fitted import place
 from core.face_models.importers import bfm2009
 from core.landmarks import mirror
 from datamodules.clips import Fault, UnusableFrameError
-from datamodules.w300lp import AFLW2000, W300LP, FittedFaces, LandmarkBasis, TurnedFaces, place
+from datamodules.w300lp import AFLW2000, W300LP, FittedFaces, TurnedFaces, landmark_basis
 from tests.fakes import aflw2000, w300lp
 
 SAMPLES = Path(__file__).resolve().parents[2] / "shared" / "samples"
@@ -216,7 +217,7 @@ def test_3d_landmarks_of_the_fit(shared, tmp_path, monkeypatch):
     x, y, z = 3e-4 * R @ mesh.reshape(-1, 3).T + pose[0, 3:6, None]
     matlab = np.stack([x, 64 + 1 - y, z], 1)[keypoints]
 
-    basis = LandmarkBasis.from_folder(raw)
+    basis = landmark_basis(raw)
     source = TurnedFaces.scan(root, "3d", basis)
     frame = source.read(all_clips(source)["AFW/AFW_0_1"], 1)
     np.testing.assert_allclose(frame.landmarks_3d, matlab - [0.5, 0.5, 0], atol=2e-3)

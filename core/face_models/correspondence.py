@@ -45,6 +45,7 @@ from core.face_models.files import read_npz, write_npz
 from core.face_models.model import FaceModel
 from core.landmarks import MIRROR
 from core.normals import vertex_normals
+from core.registration import ClosestPoints
 
 VERSION = 1
 SMOOTHING = 10.0  # of the splines, mm: 0 meets every control, infinity is affine
@@ -53,7 +54,6 @@ REACH = (40.0, 20.0, 10.0)  # mm, a round each: how far a control may be pulled
 FAR = 10.0  # mm, beyond which a point is not valid
 RIM = 2.0  # mm, the same where the closest point lies on a border: beyond, the target has ended
 FACING = 0.5  # cosine between the two normals, below which it is not
-TOO_THIN = 1e-12  # twice the area, relative to the longest side squared, of a triangle left out
 ON_EDGE = 1e-6  # the third corner's weight on an edge
 SUM_ERROR = 1e-6  # of the weights in a file
 FIT_ROUNDS = 6  # Gauss-Newton steps; from the fourth on nothing changes by 1e-4
@@ -191,8 +191,9 @@ def correspond(
         ValueError: fewer than four landmarks, all in one plane, or not finite.
     """
     source, target = _float64(source), _float64(target)
-    moved, _ = _warp(source, source_landmarks, target, target_landmarks)
-    near = _nearest(moved, target)
+    surface = _Surface(target)
+    moved, _ = _warp(source, source_landmarks, surface, target_landmarks)
+    near = surface(moved)
     facing = (_normals(Mesh(moved, source.triangles)) * near.normals).sum(1)
     valid = (near.distance < np.where(near.on_rim, RIM, FAR)) & (facing > FACING)
     return Correspondence(len(target.vertices), near.corners, near.weights, near.distance, valid)
@@ -230,17 +231,17 @@ def landmarks_from(
     Raises:
         ValueError: fewer than four seeds, all in one plane, or not finite.
     """
-    reference, mesh = _float64(reference), _float64(mesh)
-    _, (moved,) = _warp(reference, reference_seeds, mesh, seeds, reference_landmarks)
+    reference, surface = _float64(reference), _Surface(_float64(mesh))
+    _, (moved,) = _warp(reference, reference_seeds, surface, seeds, reference_landmarks)
     moved = (moved + moved[list(MIRROR)] * [-1, 1, 1]) / 2
-    near = _nearest(moved, mesh)
+    near = surface(moved)
     return near.corners, near.weights
 
 
 def _warp(
     source: Mesh,
     source_landmarks: np.ndarray,
-    target: Mesh,
+    target: "_Surface",
     target_landmarks: np.ndarray,
     *others: np.ndarray,
 ) -> tuple[np.ndarray, list[np.ndarray]]:
@@ -259,7 +260,7 @@ def _warp(
     controls = np.random.default_rng(0).permutation(ends[0])[:CONTROLS]
     for reach in REACH:
         normals = _normals(Mesh(points[: ends[0]], source.triangles))[controls]
-        near = _nearest(points[controls], target)
+        near = target(points[controls])
         facing = (normals * near.normals).sum(1)
         good = (near.distance < reach) & (facing > FACING) & ~near.on_rim
         pulled = np.concatenate([points[landmarks], points[controls[good]]])
@@ -287,24 +288,28 @@ class _Nearest(NamedTuple):
     on_rim: np.ndarray  # on an edge that only one triangle has
 
 
-def _nearest(points: np.ndarray, mesh: Mesh) -> _Nearest:
-    vertices, triangles = mesh
-    a, b, c = (vertices[triangles[:, k]] for k in range(3))
-    longest = (np.stack([b - a, c - a, c - b]) ** 2).sum(-1).max(0)
-    area = np.linalg.norm(np.cross(b - a, c - a), axis=-1)
-    triangles = triangles[area > TOO_THIN * longest]  # the others have no barycentric coordinates
-    squared, index, nearest = igl.point_mesh_squared_distance(points, vertices, triangles)
-    corners = triangles[index]
-    a, b, c = (np.ascontiguousarray(vertices[corners[:, k]]) for k in range(3))
-    weights = igl.barycentric_coordinates(nearest, a, b, c).clip(0)
-    weights /= weights.sum(1, keepdims=True)
-    normals = (_normals(mesh)[corners] * weights[..., None]).sum(1)
-    length = np.linalg.norm(normals, axis=1, keepdims=True)
-    normals = np.divide(normals, length, out=np.zeros_like(normals), where=length > 0)
-    open_ended = np.zeros(len(vertices), bool)
-    open_ended[igl.exterior_edges(triangles)] = True
-    on_rim = (open_ended[corners] | (weights < ON_EDGE)).all(1)
-    return _Nearest(corners, weights, nearest, normals, np.sqrt(squared), on_rim)
+class _Surface:
+    """A mesh that is asked for its closest points, with smooth normals."""
+
+    def __init__(self, mesh: Mesh) -> None:
+        self.closest = ClosestPoints(*(torch.from_numpy(np.ascontiguousarray(a)) for a in mesh))
+        self.normals = _normals(mesh)
+        self.triangles = self.closest.triangles.numpy()  # those that have an area
+        self.open_ended = np.zeros(len(mesh.vertices), bool)
+        self.open_ended[igl.exterior_edges(self.triangles)] = True
+
+    def __call__(self, points: np.ndarray) -> _Nearest:
+        found = self.closest(torch.from_numpy(points))
+        nearest, corners = found.points.numpy(), self.triangles[found.element.numpy()]
+        vertices = self.closest.vertices.numpy()
+        a, b, c = (np.ascontiguousarray(vertices[corners[:, k]]) for k in range(3))
+        weights = igl.barycentric_coordinates(nearest, a, b, c).clip(0)
+        weights /= weights.sum(1, keepdims=True)
+        normals = (self.normals[corners] * weights[..., None]).sum(1)
+        length = np.linalg.norm(normals, axis=1, keepdims=True)
+        normals = np.divide(normals, length, out=np.zeros_like(normals), where=length > 0)
+        on_rim = (self.open_ended[corners] | (weights < ON_EDGE)).all(1)
+        return _Nearest(corners, weights, nearest, normals, found.distance.numpy(), on_rim)
 
 
 def _normals(mesh: Mesh) -> np.ndarray:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import av
 import numpy as np
+from PIL import Image
 
 from benchmarks.micc import VIDEOS
 from benchmarks.predictions import FaceMesh
@@ -24,6 +25,12 @@ def scan(number: int) -> FaceMesh:
     return scans.face().scaled((1.0, 1.05)[number])
 
 
+def picture() -> np.ndarray:
+    """Of a scan: red grows to the right, green downwards."""
+    ramp = np.linspace(0, 255, 128).round().astype(np.uint8)
+    return np.stack([*np.meshgrid(ramp, ramp), np.full((128, 128), 100, np.uint8)], -1)
+
+
 def write(root: Path) -> Path:
     """Three videos of three frames each and one or two scans for each subject."""
     for number, subject in enumerate(SUBJECTS):
@@ -31,6 +38,8 @@ def write(root: Path) -> Path:
             folder = root / subject / "Model" / name / "obj"
             mesh = scan(number) if name == "frontal1" else scans.face(61, 81).scaled(1.1)
             scans.write_obj(folder / f"11092015045{number}.obj", mesh)
+            (folder / "scan.mtl").write_text("newmtl skin\nmap_Kd scan.png\n")
+            Image.fromarray(picture()).save(folder / "scan.png")
             points = {"points": mesh.landmarks.tolist(), "connectivity": [[0, 1]]}
             content = {"groups": {"LJSON": {"labels": [], "landmarks": points}}, "version": 3}
             (folder / f"11092015045{number}.ljson").write_text(json.dumps(content))

@@ -43,9 +43,11 @@ def face(columns: int = 41, rows: int = 55) -> FaceMesh:
 
 
 def write_obj(path: Path, mesh: FaceMesh) -> None:
-    """As scanners write them: with texture coordinates, and f a/b."""
+    """As scanners write them: with texture coordinates (the box of x and y), and f a/b."""
     path.parent.mkdir(parents=True, exist_ok=True)
     lines = ["mtllib scan.mtl", *(f"v {x:.17g} {y:.17g} {z:.17g}" for x, y, z in mesh.vertices)]
-    lines += ["vt 0.5 0.5", "usemtl skin"]
-    lines += [f"f {a}/1 {b}/1 {c}/1" for a, b, c in (mesh.triangles + 1).tolist()]
+    flat = mesh.vertices[:, :2]
+    texture = (flat - flat.amin(0)) / (flat.amax(0) - flat.amin(0))
+    lines += [*(f"vt {u:.6f} {v:.6f}" for u, v in texture.tolist()), "usemtl skin"]
+    lines += [f"f {a}/{a} {b}/{b} {c}/{c}" for a, b, c in (mesh.triangles + 1).tolist()]
     path.write_text("\n".join(lines) + "\n")

@@ -1,0 +1,179 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+from scipy.spatial.transform import Rotation
+
+from benchmarks.predictions import FaceMesh, MeshFolder, read_mesh
+from benchmarks.realy import REALY, REGIONS, at_template, read_scales, read_template
+from core.camera import WeakPerspectiveCamera, frontal
+from core.contracts import Reconstruction
+from core.errors import AssetNotFoundError, DataError
+from core.normals import vertex_normals
+from tests.fakes import realy, scans
+
+TURN = torch.from_numpy(Rotation.from_rotvec([0.4, -0.3, 0.2]).as_matrix())
+NAMES = list(realy.SUBJECTS)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return realy.write(tmp_path_factory.mktemp("realy"))
+
+
+def benchmark(root, **options):
+    options = {"subjects": NAMES, "image_size": 32, "progress": False} | options
+    return REALY(root, image_landmarks=root / "landmarks", **options)
+
+
+def elsewhere(mesh, scale=1.2):
+    def move(points):
+        return scale * points @ TURN.mT + torch.tensor([100.0, -50, 20])
+
+    return FaceMesh(move(mesh.vertices), mesh.triangles, move(mesh.landmarks))
+
+
+@pytest.mark.parametrize("template", [None, "own.txt"])
+def test_the_scans_themselves_elsewhere_score_zero(root, template):
+    template = None if template is None else root / template
+    results = benchmark(root, template=template).score(lambda name: elsewhere(realy.mesh(name)))
+    assert not results.failures
+    for region in (*REGIONS, "all"):
+        assert results[f"{region}_mm"].value.n == 2
+        # 68 landmarks lie on the face, the keypoints on its triangles
+        assert results[f"{region}_mm"].value.mean < (1e-3 if template else 0.2)
+
+
+def test_another_order_of_vertices_does_not_matter_and_a_mirror_does(root):
+    def reordered(name):
+        mesh = realy.mesh(name)
+        order = torch.randperm(len(mesh.vertices), generator=torch.Generator().manual_seed(0))
+        return FaceMesh(mesh.vertices[order], order.argsort()[mesh.triangles], mesh.landmarks)
+
+    results = benchmark(root, template=root / "own.txt").score(reordered)
+    assert results["all_mm"].value.mean < 1e-3
+
+    def mirrored(name):
+        mesh = realy.mesh(name)
+        flip = torch.tensor([-1.0, 1, 1])
+        return FaceMesh(mesh.vertices * flip, mesh.triangles.flip(1), mesh.landmarks * flip)
+
+    assert benchmark(root).score(mirrored)["all_mm"].value.mean > 0.5
+
+
+def test_errors_are_millimetres_of_the_region_that_is_wrong(root):
+    """A bump of 4 mm on the forehead alone; the scan of subject 2 has another unit."""
+
+    def bumpy(name):
+        mesh = realy.mesh(name)
+        size = 1 + 0.04 * NAMES.index(name)
+        at = (mesh.vertices[:, :2] / size - torch.tensor([0.0, 60])).norm(dim=-1)
+        normals = vertex_normals(mesh.vertices, mesh.triangles)
+        height = 4 * torch.exp(-((at / 8) ** 2))
+        return FaceMesh(mesh.vertices + height[:, None] * normals, mesh.triangles, mesh.landmarks)
+
+    results = benchmark(root, template=root / "own.txt").score(bumpy)
+    values = results.per_sample["forehead_mm"]
+    assert 0.3 < values["1"] < 2
+    assert values["2"] == pytest.approx(values["1"], rel=0.1)
+    assert results["mouth_mm"].value.mean < 0.05
+    assert results["nose_mm"].value.mean < 0.05
+
+
+def test_noise_of_a_prediction_is_about_its_size(root):
+    random = torch.from_numpy(np.random.default_rng(0).normal(0, 0.4, realy.COLUMNS * realy.ROWS))
+
+    def noisy(name):
+        mesh = realy.mesh(name)
+        normals = vertex_normals(mesh.vertices, mesh.triangles)
+        return FaceMesh(mesh.vertices + random[:, None] * normals, mesh.triangles, mesh.landmarks)
+
+    found = benchmark(root, template=root / "own.txt").score(noisy)["all_mm"].value.mean
+    assert 0.1 < found < 0.6
+
+
+def test_a_run_is_scored_and_exported(root, tmp_path):
+    calls = 0
+
+    def predict(images):
+        nonlocal calls
+        mesh = realy.mesh(NAMES[calls])
+        calls += 1
+        camera = WeakPerspectiveCamera(
+            frontal(images).expand(1, 1, 3, 3), torch.ones(1, 1), torch.full((1, 1, 2), 16.0)
+        )
+        vertices = mesh.vertices.float()[None, None]
+        return Reconstruction(
+            vertices=vertices,
+            neutral=vertices,
+            triangles=mesh.triangles,
+            uv=torch.zeros(vertices.shape[2], 2),
+            camera=camera,
+            landmarks=camera.project(mesh.landmarks.float()[None, None])[0],
+            albedo_map=torch.zeros(1, 1, 3, 2, 2),
+            light=torch.zeros(1, 1, 9, 1),
+        )
+
+    template = root / "own.txt"
+    results = benchmark(root, template=template, export=tmp_path).run(predict)
+    assert not results.failures
+    assert results["all_mm"].value.mean < 0.01
+    for name in NAMES:
+        vertices, _ = read_mesh(tmp_path / f"{name}.obj")
+        torch.testing.assert_close(vertices, realy.mesh(name).vertices, rtol=0, atol=1e-4)
+    assert (tmp_path / "own.txt").read_bytes() == template.read_bytes()
+    folder = MeshFolder(tmp_path, landmarks=False)  # the template says where they are
+    again = benchmark(root, template=template).score(folder)
+    assert again["all_mm"].value.mean < 0.01
+
+
+def test_the_template_s_points_are_where_they_were_put():
+    rows = realy.template()
+    assert len(rows) == 85
+    triangles = torch.tensor([int(row[0]) for row in rows])
+    weights = torch.tensor([[*row[1:], 1 - sum(row[1:])] for row in rows]).double()
+    face = scans.face(realy.COLUMNS, realy.ROWS)
+    found = at_template(face, (triangles, weights))
+    np.testing.assert_allclose(found[:, :2], realy.keypoints(), atol=1e-4)
+
+
+def test_failures_are_counted(tmp_path):
+    root = realy.write(tmp_path)
+    results = benchmark(root).score(lambda name: realy.mesh(name).scaled(0.1))
+    assert any("unit=cm" in reason for reason in results.failures)
+    small = scans.face(9, 11)
+    results = benchmark(root, template=root / "own.txt").score(lambda name: small)
+    assert any("another topology" in reason for reason in results.failures)
+    five = realy.mesh("1").landmarks[[36, 45, 30, 48, 54]]
+    mesh = realy.mesh("1")
+    few = benchmark(root).score(lambda name: FaceMesh(mesh.vertices, mesh.triangles, five))
+    assert few.failures == {"5 landmarks, wanted 68 or a template": NAMES}
+    (root / "REALY_scan_region/1/nose.obj").unlink()
+    (root / "REALY_HIFI3D_keypoints/2.obj").write_text("v 0 0 0\n")
+    results = benchmark(root).score(realy.mesh)
+    assert results.failures == {
+        "scan: a file of it is missing": ["1"],
+        "scan: it has 1 keypoints, wanted 85": ["2"],
+    }
+    assert results.means() == {}
+
+
+def test_what_is_missing_is_named(root, tmp_path):
+    with pytest.raises(AssetNotFoundError, match="REALY"):
+        REALY(tmp_path / "none").samples()
+    with pytest.raises(DataError, match="2 subjects in REALY_scan_region, wanted 100"):
+        REALY(root).samples()
+    with pytest.raises(DataError, match="'77'"):
+        benchmark(root, subjects=["77"]).samples()
+    with pytest.raises(AssetNotFoundError, match="template"):
+        read_template(tmp_path / "none.txt")
+    for content in ("[[1, 2, 3]]", "{", json.dumps([[-1, 0, 0]] * 85)):
+        (tmp_path / "a.txt").write_text(content)
+        with pytest.raises(DataError, match=r"a\.txt"):
+            read_template(tmp_path / "a.txt")
+    (tmp_path / "s.txt").write_text("1\n-1\n")
+    with pytest.raises(DataError, match="not positive"):
+        read_scales(tmp_path / "s.txt")
+    with pytest.raises(AssetNotFoundError, match="metrical_scale"):
+        read_scales(tmp_path / "none.txt")
