@@ -7,12 +7,13 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from pytorch_lightning import Callback, LightningDataModule, LightningModule, Trainer
-from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
 from pytorch_lightning.utilities.model_helpers import is_overridden
 from torch import Tensor
 
 from benchmarks.base import on_cpu
 from callbacks.evaluation import evaluating
+from callbacks.export import closed
+from callbacks.loggers import log_image, log_mesh
 from core.contracts import FaceBatch, Reconstruction
 from core.picture import (
     composite,
@@ -32,8 +33,9 @@ class Visualize(Callback):
 
     The faces are those of the first validation batch, or of the current training batch where there
     is no validation set. Each sheet is written to <run folder>/pictures/step_<step>.png and given
-    to every logger that takes images (Weights & Biases, TensorBoard). Neither the network's state
-    nor any random number of the training changes.
+    to every logger that takes images (Weights & Biases, TensorBoard); Weights & Biases also gets
+    the first face as a mesh. Neither the network's state nor any random number of the training
+    changes.
 
     Args:
         every_n_steps: draw after every so many steps, and when training ends.
@@ -80,12 +82,15 @@ class Visualize(Callback):
             images = self._chosen(trainer)
             with trainer.precision_plugin.val_step_context():
                 face = pl_module(images.to(pl_module.device))
+            face = on_cpu(face)
             picture = reconstruction_sheet(
-                images.cpu(), on_cpu(face), self.size, self.landmarks, f"step {step}"
+                images.cpu(), face, self.size, self.landmarks, f"step {step}"
             )
+        whole = replace(face, triangles=closed(face.triangles, pl_module))
         save_png(Path(trainer.default_root_dir) / "pictures" / f"step_{step:06d}.png", picture)
         for logger in trainer.loggers:
             log_image(logger, "pictures", picture, step)
+            log_mesh(logger, "mesh", whole, step)
 
     def _chosen(self, trainer: Trainer) -> Tensor:
         """At most ``faces`` images, "b 1 3 h w": of each clip the first, then the second, ..."""
@@ -129,14 +134,6 @@ def reconstruction_sheet(
     return sheet(torch.cat(columns, 1), COLUMNS, title=title)
 
 
-def log_image(logger: Logger, name: str, image: Float[Tensor, "3 h w"], step: int) -> None:
-    """Give a picture to a logger that takes pictures; others are left alone."""
-    if isinstance(logger, WandbLogger):
-        logger.log_image(name, [image.movedim(0, -1).numpy()], step)
-    elif isinstance(logger, TensorBoardLogger):
-        logger.experiment.add_image(name, image, step)
-
-
 def _first_validation_batch(trainer: Trainer) -> FaceBatch | None:
     """From a loader of its own, so that no other's place changes; None without validation set."""
     data = getattr(trainer, "datamodule", None)
@@ -145,4 +142,5 @@ def _first_validation_batch(trainer: Trainer) -> FaceBatch | None:
     else:
         loaders = trainer.val_dataloaders
     loader = loaders[0] if isinstance(loaders, list) and loaders else loaders
-    return next(iter(loader), None) if loader else None
+    batch = next(iter(loader), None) if loader else None
+    return None if batch is None else trainer.strategy.batch_to_device(batch)  # and its hooks

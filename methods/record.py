@@ -2,7 +2,6 @@
 
 import json
 import platform
-import subprocess
 import time
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -13,6 +12,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.utilities import rank_zero_info
 
 from core.errors import MonofaceError
+from core.provenance import SOURCE, git_state
 from methods.resume import CHECKPOINTS
 
 PACKAGES = [
@@ -26,7 +26,6 @@ PACKAGES = [
     "timm",
 ]
 PACKAGES += ["numba", "jsonargparse", "omegaconf", "nvdiffrast"]
-SOURCE = Path(__file__).resolve().parents[1]
 EARLIER = "earlier"  # .1, .2, ...: folders within the run's
 
 
@@ -111,23 +110,6 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
-
-
-def git_state(folder: Path) -> dict[str, Any] | None:
-    """The commit, and whether files differ from it; None if the folder is no git checkout."""
-    if not (folder / ".git").exists():
-        return None
-    try:
-        commit = _git(folder, "rev-parse", "--verify", "--quiet", "HEAD")
-        return {"commit": commit or None, "dirty": bool(_git(folder, "status", "--porcelain"))}
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-
-
-def _git(folder: Path, *arguments: str) -> str:
-    call = ["git", "-C", str(folder), *arguments]
-    result = subprocess.run(call, capture_output=True, text=True, timeout=20, check=False)
-    return result.stdout.strip()
 
 
 def write_numbered(path: Path, text: str) -> None:

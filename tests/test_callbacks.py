@@ -1,7 +1,7 @@
+import hashlib
 import json
 import os
 from pathlib import Path
-from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ import yaml
 from jsonargparse import ArgumentParser
 from PIL import Image
 from pytorch_lightning import Callback, Trainer
-from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger, WandbLogger
+from pytorch_lightning.loggers import CSVLogger
 from torch import nn
 
 import configs
@@ -18,7 +18,8 @@ from benchmarks.base import Benchmark, Metric, Results, Summary
 from benchmarks.synthetic_faces import SyntheticFaces
 from callbacks.benchmark import RunBenchmark
 from callbacks.evaluation import evaluating
-from callbacks.visualize import COLUMNS, Visualize, log_image
+from callbacks.visualize import COLUMNS, Visualize
+from core.provenance import config_hash, git_state, weights_hash
 from methods.merging import compose
 from methods.resume import StepSeed
 from tests.fakes import truth
@@ -107,7 +108,8 @@ def test_test_runs_several_benchmarks(tmp_path, capsys):
     assert logged(tmp_path, "benchmark/second/runs_mm") == [1]
 
 
-def test_one_of_two_processes_scores_all_images_once(tmp_path, one_thread):
+@pytest.mark.parametrize("devices", [1, 2])
+def test_one_process_scores_all_images_once(devices, tmp_path, one_thread):
     class Logged(FakeBenchmark):
         def run(self, predict):
             with (tmp_path / "runs").open("a") as file:
@@ -115,12 +117,80 @@ def test_one_of_two_processes_scores_all_images_once(tmp_path, one_thread):
             return super().run(predict)
 
     callbacks = [RunBenchmark(Logged(), every_n_epochs=1, at_fit_end=True)]
-    two = {"devices": 2, "strategy": "ddp_fork", "max_epochs": 2, "use_distributed_sampler": False}
-    trainer(tmp_path, callbacks, **two).fit(FakeMethod(), datamodule=FakeFaces())
+    two = {"devices": devices, "strategy": "ddp_fork", "use_distributed_sampler": False}
+    trainer(tmp_path, callbacks, max_epochs=2, **two).fit(FakeMethod(), datamodule=FakeFaces())
     processes = (tmp_path / "runs").read_text().split()
     assert len(processes) == 3  # after each epoch and at the end
     assert len(set(processes)) == 1
-    assert json.loads((tmp_path / "benchmarks" / "fake.json").read_text())["images"] == 3
+
+
+def test_two_processes_find_what_one_finds(tmp_path, one_thread):
+    """A real benchmark with nine frames, an odd number: a sampler for two would double one."""
+    truth.write(tmp_path / "data", identities=3, frames=4)
+    found = []
+    for devices in (1, 2):
+        torch.manual_seed(0)
+        benchmark = SyntheticFaces(tmp_path / "data", image_size=8, batch_size=2, progress=False)
+        run = {"devices": devices, "strategy": "ddp_fork" if devices == 2 else "auto"}
+        folder = tmp_path / str(devices)
+        trainer(folder, [RunBenchmark(benchmark)], use_distributed_sampler=False, **run).test(
+            FakeMethod(), datamodule=FakeFaces(), verbose=False
+        )
+        found.append(json.loads((folder / "benchmarks/synthetic.json").read_text()))
+    assert found[0] == found[1]
+    assert found[0]["images"] == 9
+    assert len(found[0]["per_sample"]["nme_percent"]) == 9
+
+
+def test_benchmark_runs_after_every_second_validation_of_a_training(tmp_path):
+    class Learns(FakeBenchmark):
+        def run(self, predict):
+            assert not torch.is_inference_mode_enabled()
+            self.layer = nn.Linear(2, 2)  # a face model that is loaded late and then kept
+            return super().run(predict)
+
+    benchmark = Learns()
+    callback = RunBenchmark(benchmark, every_n_validations=2)
+    fit(tmp_path, callback, val_check_interval=1, max_epochs=1)
+    assert benchmark.runs == 2  # of five validations; the sanity check is none
+    assert not benchmark.layer.weight.is_inference()
+    trainer(tmp_path / "more", [callback]).validate(
+        FakeMethod(), datamodule=FakeFaces(), verbose=False
+    )
+    assert benchmark.runs == 2
+    with pytest.raises(ValueError, match="every_n_validations is 0"):
+        RunBenchmark(benchmark, every_n_validations=0)
+
+
+def test_results_say_what_was_scored(tmp_path):
+    config = {"seed_everything": 7, "model": {"lr": 0.1}, "data": {"init_args": {"seed": 7}}}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    method = fit(tmp_path, RunBenchmark(FakeBenchmark(), every_n_epochs=1), max_epochs=1)
+    path = tmp_path / "benchmarks/fake.json"
+    trained = json.loads(path.read_text())["run"]
+    assert trained == {
+        "method": "tests.fakes.method.FakeMethod",
+        "checkpoint": None,  # in training no file has the network
+        "checkpoint_sha256": None,
+        "weights_sha256": weights_hash(method.state_dict()),
+        "step": 5,
+        "config_sha256": config_hash(config),
+        "seed": 7,
+        **git_state(Path(configs.__file__).parents[1]),
+    }
+    file = tmp_path / "checkpoints/last.ckpt"
+    file.parent.mkdir()
+    run = trainer(tmp_path, [])
+    run.strategy.connect(method)
+    run.save_checkpoint(file)
+    trainer(tmp_path, [RunBenchmark(FakeBenchmark())]).test(
+        FakeMethod(), datamodule=FakeFaces(), ckpt_path=file, verbose=False
+    )
+    tested = json.loads(path.read_text())["run"]
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    assert digest.startswith(tested["checkpoint_sha256"])
+    changed = {"checkpoint": str(file), "checkpoint_sha256": digest[:12], "step": None}
+    assert tested == trained | changed
 
 
 def test_training_is_the_same_bit_for_bit_with_and_without_them(tmp_path):
@@ -186,18 +256,6 @@ def test_visualize_takes_a_training_batch_where_there_is_no_other(tmp_path):
 def test_visualize_wants_positive_numbers(name):
     with pytest.raises(ValueError, match=f"{name} is 0"):
         Visualize(**{name: 0})
-
-
-def test_loggers_get_the_picture_in_the_form_they_take():
-    picture = torch.rand(3, 4, 5)
-    wandb, tensorboard = MagicMock(spec=WandbLogger), MagicMock(spec=TensorBoardLogger)
-    tensorboard.experiment = MagicMock()
-    log_image(wandb, "pictures", picture, 7)
-    name, (image,), step = wandb.log_image.call_args.args
-    assert (name, step, image.shape) == ("pictures", 7, (4, 5, 3))
-    log_image(tensorboard, "pictures", picture, 7)
-    tensorboard.experiment.add_image.assert_called_once_with("pictures", picture, 7)
-    log_image(MagicMock(spec=CSVLogger), "pictures", picture, 7)
 
 
 def test_the_overlay_config_adds_the_benchmark(tmp_path, monkeypatch):
