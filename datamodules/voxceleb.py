@@ -25,7 +25,8 @@ VoxCeleb1 has 1,251 people (22,496 videos, 153,516 clips), VoxCeleb2 6,112 (150,
 25 frames a second. https://www.robots.ox.ac.uk/~vgg/data/voxceleb: metadata CC BY 4.0, the videos
 stay with their owners. Nagrani et al., Interspeech 2017; Chung et al., Interspeech 2018.
 
-The releases themselves (mp4 and txt) cannot be read directly.
+The releases themselves (mp4 and txt) cannot be read directly: ``python -m datamodules prepare``
+makes shards of them, which ``datamodules.shards`` reads.
 """
 
 import logging
@@ -222,5 +223,8 @@ def _nothing_usable(root: Path, left_out: Counter[str]) -> str:
         text += "; left out: " + ", ".join(f"{count} {kind}" for kind, count in left_out.items())
     raw = {"mp4", "txt", "dev", "test"} & set(found) or any(n.endswith(".mp4") for n in found)
     if raw:
-        text += ". The release's mp4 and txt files have to be made into frames and landmarks first"
+        text += (
+            ". The release's mp4 and txt files have to be prepared first: `python -m datamodules "
+            "prepare voxceleb` makes shards of them, for --data=datamodules.shards.Shards"
+        )
     return text

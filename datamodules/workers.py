@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from multiprocessing.context import BaseContext
 from typing import Any, TypeVar
 
 import numba
@@ -47,10 +48,9 @@ def in_processes(
     Raises:
         DataError: a process was ended from outside.
     """
-    # spawn: a forked copy of a process in which torch has run threads may hang
     with ProcessPoolExecutor(
         min(jobs, len(calls)),
-        multiprocessing.get_context("spawn"),
+        _context(work),
         initializer=_start,
         initargs=(initializer, initargs),
     ) as pool:
@@ -67,6 +67,18 @@ def in_processes(
         except BaseException:
             pool.shutdown(wait=True, cancel_futures=True)
             raise
+
+
+def _context(work: Callable[..., Any]) -> BaseContext:
+    """Processes are copies of one that has imported all, once; where that cannot be, they import.
+
+    Not of this one: a copy of a process in which torch has run threads may hang.
+    """
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([work.__module__])
+    return context
 
 
 def _start(initializer: Callable[..., None] | None, initargs: tuple[Any, ...]) -> None:

@@ -5,6 +5,7 @@ import json
 import multiprocessing
 import os
 import random
+import re
 import resource
 import shutil
 import signal
@@ -14,6 +15,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
+import av
 import numpy as np
 import onnx
 import pytest
@@ -24,11 +26,12 @@ from core.crop import face_crop
 from core.detect import Detection, FaceDetector, main_track
 from core.errors import AssetNotFoundError, DataError
 from datamodules.__main__ import main
+from datamodules.masks import hull_mask
 from datamodules.preparation import video as video_module
+from datamodules.preparation.decoding import decoded
 from datamodules.preparation.masks import FaceParser
 from datamodules.preparation.plan import Settings, list_videos, make_plan
 from datamodules.preparation.shard import finish, prepare_shard
-from datamodules.preparation.video import decoded
 from datamodules.shards import ShardSource
 from tests.fakes.videos import film, landmarks, write
 from tests.fakes.voxceleb import face_points
@@ -109,13 +112,12 @@ def test_crops_are_where_their_landmarks_are(prepared, raw):
         torch.testing.assert_close(frame.landmarks, wanted, atol=1e-3, rtol=0)
         np.testing.assert_array_equal(frame.confidence, given["confidence"][index])
         x, y = points.round().long().T.clamp(1, 158)
-        there = torch.stack([image[:, y - dy, x - dx] for dx in (0, 1) for dy in (0, 1)]).float()
+        shown = torch.from_numpy(image)
+        there = torch.stack([shown[y - dy, x - dx] for dx in (0, 1) for dy in (0, 1)]).float()
         x, y = ((points.round() - (low + high) / 2) * scale + 128).long().T
-        here = frame.image[:, y, x].float()
+        here = frame.image[:, y, x].T.float()
         assert (there.mean(0) - here).abs().mean() < 4
-        mask = frame.mask[0].float() / 255
-        assert mask[128, 128] == 1
-        assert mask[:5].max() == 0
+        assert frame.mask is None  # the hull of the landmarks, as the reader makes it
 
 
 def test_a_crop_of_the_training_is_a_part_of_it_pixel_by_pixel(prepared):
@@ -147,6 +149,29 @@ def test_where_the_video_ends_is_no_face(tmp_path):
     assert frame.mask[0, 128, border + 4] == 255
 
 
+def test_a_mask_is_only_stored_where_the_video_cuts_the_face(tmp_path):
+    for number, moved in ((1, 0.0), (2, -22.0), (3, -52.0)):
+        film(tmp_path / f"a/b/{number}.mp4", 1, 160)
+        points = face_points(np.random.default_rng(0), 160)[None]
+        points[..., 0] += moved
+        landmarks(tmp_path / f"a/b/{number}.mp4", points[..., :2], points[..., 2])
+    plan = make_plan(tmp_path, tmp_path / "out", Settings())
+    prepare_shard(plan.jobs()[0])
+    assert finish(plan) == []
+    source, found = clips(plan.out)
+    whole, near, over = (source.read(found[f"a/b/{number}"], 0) for number in (1, 2, 3))
+    assert whole.mask is None
+    assert near.mask is None  # black in the crop, but not where the face is
+    assert near.image[:, 60:200, 0].max() < 20
+    hull = hull_mask(over.landmarks, over.confidence, 256)[0] * 255
+    given = torch.from_numpy(points[0, :, :2])
+    scale = (over.landmarks[16] - over.landmarks[0]).norm() / (given[16] - given[0]).norm()
+    border = float(over.landmarks[0, 0] - scale * given[0, 0])  # of the video, in the crop
+    assert hull[:, : int(border)].max() == 255
+    assert over.mask[0, :, : int(border)].max() == 0
+    assert (over.mask[0] - hull).abs()[:, int(border) + 2 :].max() <= 1
+
+
 def test_thresholds(raw, tmp_path):
     def frames(**options):
         out = tmp_path / str(len(list(tmp_path.iterdir())))
@@ -164,6 +189,72 @@ def test_thresholds(raw, tmp_path):
     for bad in ({"size": 0}, {"quality": 0}, {"margin": 0.0}, {"mask": "parsing"}):
         with pytest.raises(DataError, match="preparation: "):
             Settings(**bad)
+
+
+def test_each_fault_of_a_frame_has_its_name_and_leaves_the_others_alone(tmp_path):
+    film(tmp_path / "raw/a/b/1.mp4", 12, 160)
+    good = face_points(np.random.default_rng(0), 160)
+    points = np.stack([good[:, :2]] * 10)
+    confidence = np.stack([good[:, 2]] * 10)
+    points[1] += 120
+    points[2, 5, 0] = np.inf
+    points[3, :5] = np.nan  # not seen, so it does not matter
+    confidence[3, :5] = 0
+    confidence[4] = 0
+    confidence[5] = 0.05
+    confidence[6, 15:] = 0
+    points[7] = points[7, 0]
+    points[8] = 80 + (points[8] - 80) / 4
+    landmarks(tmp_path / "raw/a/b/1.mp4", points, confidence)
+    settings = Settings(min_confidence=0.1, min_crop_px=60.0)
+    plan = make_plan(tmp_path / "raw", tmp_path / "out", settings)
+    prepare_shard(plan.jobs()[0])
+    assert finish(plan) == []
+    report = json.loads((plan.out / "report.json").read_text())
+    assert report["dropped_frames"] == {
+        "landmarks are outside the image": 1,
+        "landmarks are not finite": 1,
+        "no face": 1,
+        "confidence is too low": 1,
+        "too few landmarks, or all in one place": 2,
+        "face is too small": 1,
+        "beyond the end of the landmarks": 2,
+    }
+    source, found = clips(plan.out)
+    assert found["a/b/1"].frames.tolist() == [b"000000.jpg", b"000003.jpg", b"000009.jpg"]
+    first, with_missing, last = (source.read(found["a/b/1"], index) for index in range(3))
+    assert torch.equal(first.landmarks, last.landmarks)
+    assert with_missing.landmarks.isfinite().all()
+    assert (with_missing.confidence[:5] == 0).all()
+
+
+def test_a_video_that_ends_too_early_is_reported_and_what_is_there_is_kept(tmp_path):
+    """Its table of frames comes first, so that the decoder does not notice."""
+    film(tmp_path / "raw/a/b/1.mp4", 60, 160)
+    path = tmp_path / "raw/a/b/2.mp4"
+    with av.open(str(tmp_path / "raw/a/b/1.mp4")) as whole:
+        options = {"movflags": "faststart"}
+        with av.open(str(path), "w", options=options) as moved:
+            stream = moved.add_stream_from_template(whole.streams.video[0])
+            for packet in whole.demux(video=0):
+                if packet.dts is not None:
+                    packet.stream = stream
+                    moved.mux(packet)
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) * 2 // 3])
+    given = face_points(np.random.default_rng(0), 160)
+    for name in ("1", "2"):
+        points = np.stack([given] * 60)
+        landmarks(tmp_path / f"raw/a/b/{name}.mp4", points[..., :2], points[..., 2])
+    plan = make_plan(tmp_path / "raw", tmp_path / "out", Settings())
+    prepare_shard(plan.jobs()[0])
+    assert finish(plan) == []
+    _, found = clips(plan.out)
+    assert len(found["a/b/1"].frames) == 60
+    assert 10 < len(found["a/b/2"].frames) < 60
+    (bad,) = json.loads((plan.out / "report.json").read_text())["bad_videos"]
+    assert bad["video"] == "a/b/2.mp4"
+    assert re.search(r"ends after \d+ of 60 frames|cannot be decoded", bad["reason"])
 
 
 def test_finish_says_what_is_missing_or_that_nothing_was_good(raw, tmp_path):
@@ -534,7 +625,7 @@ def test_masks_by_colour_and_by_a_network(raw, tmp_path, kind):
         assert mask[inner, inner][image[0, inner, inner] > 0.55].mean() > 0.8
         assert mask[inner, inner][image[0, inner, inner] < 0.35].mean() < 0.1
     else:
-        from datamodules.skin import skin_probability
+        from core.skin import skin_probability
 
         middle = (slice(120, 136), slice(120, 136))  # inside the hull
         wanted = skin_probability(image)[0][middle]

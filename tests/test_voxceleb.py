@@ -138,7 +138,7 @@ def test_missing_root(tmp_path: Path) -> None:
     ("files", "expected"),
     [
         ([], "found nothing, wanted frames/"),
-        (["mp4/id10001/a/00001.mp4", "txt/id10001/a/00001.txt"], "mp4 and txt files have to be"),
+        (["mp4/id10001/a/00001.mp4", "txt/id10001/a/00001.txt"], "files have to be prepared first"),
         (["frames/id10001/000001.jpg"], r"found \['frames'\], wanted frames/<identity>/<video>"),
         (["frames/id1/a/1/000001.jpg"], "1 frames without a landmark file"),
     ],
@@ -274,7 +274,8 @@ def test_batches_obey_the_contract(shared: Path) -> None:
     module = data(shared, augmentation=Augmentation(0.05, 0.1, 10.0, 0.5))
     loader = module.train_dataloader()
     assert len(loader) == 3
-    for batch in loader:
+    for delivered in loader:
+        batch = module.on_after_batch_transfer(delivered, 0)
         assert batch["images"].shape == (2, 2, 3, 32, 32)
         assert batch["landmarks"].shape == (2, 2, 68, 2)
         assert batch["landmark_confidence"].shape == (2, 2, 68)

@@ -6,6 +6,10 @@ What it does with each video: decode it; take the landmarks beside it (``<name>.
 ``datamodules.landmark_files``), or detect faces and follow the one that is seen longest; drop faces
 that are too small, too uncertain or mostly outside; cut out a square with a margin; find the pixels
 of the face (``--mask``); write image, landmarks and mask into a tar file (``datamodules.shards``).
+A mask that is the hull of the landmarks and nothing else is left to the reader, which makes it in
+less time than it would take to decode. Whole videos are cut by VoxCeleb's own metadata, where they
+are given, and the official test becomes a split: ``datamodules.preparation.metadata``.
+
 ``python -m datamodules prepare --help`` lists the options with their defaults.
 
 What can be relied on:
@@ -43,22 +47,23 @@ How long it takes and how much it needs. With
     disk = V f b / k
 
 VoxCeleb2 has 140,000 videos in its training part, cut into 1.1 million files of about 8 s: V f =
-1.1e6 x 200 = 220 million frames. With D = 4000 (224 pixels, H.264), P = 200 (a cautious figure;
-measure yours: ``python -m benchmarks.speed data``) and b = 25 kB (256 pixels, quality 95):
+1.1e6 x 200 = 220 million frames. With D = 5000 (224 pixels, H.264, into RGB), P = 1400 and b = 17
+kB (256 pixels, quality 95, ``--mask hull``; D, P and b were measured with a real speaker's video on
+one core of a shared machine; measure yours: ``python -m benchmarks.speed data``):
 
     |                       | k = 1       | k = 10      | k = 125 (as many frames as FML takes)   |
     |-----------------------|-------------|-------------|-----------------------------------------|
     | frames                | 220 million | 22 million  | 1.8 million                             |
-    | decoding, core hours  | 15          | 15          | 15                                      |
-    | the rest, core hours  | 306         | 31          | 2.4                                     |
-    | disk                  | 5.5 TB      | 550 GB      | 44 GB                                   |
+    | decoding, core hours  | 12          | 12          | 12                                      |
+    | the rest, core hours  | 44          | 4.4         | 0.35                                    |
+    | disk                  | 3.7 TB      | 370 GB      | 30 GB                                   |
     | detection, F = 10     | 6,100       | 610         | 49 core hours                           |
     | detection, F = 200    | 306         | 31          | 2.4 GPU hours                           |
 
 The detector decides: 10 faces/s on a core and 200 on a GPU are assumptions. With k = 10 a hundred
-cores need half an hour for all but the detection, and six hours with it; eight GPUs, four hours for
-the detection. On GPUs install onnxruntime-gpu instead of onnxruntime, and start one task for each
-GPU, with --jobs 2 to 4: a process that decodes leaves its GPU waiting. One shard holds 64 of the
-1.1 million files: 17,600 shards of 31 MB with k = 10; ``--videos-per-shard 1000`` makes 1,128 of
-500 MB, of which a task that is killed loses at most one for each process.
+cores need a quarter of an hour for all but the detection, and six hours with it; eight GPUs, four
+hours for the detection. On GPUs install onnxruntime-gpu instead of onnxruntime, and start one task
+for each GPU, with --jobs 2 to 4: a process that decodes leaves its GPU waiting. One shard holds 64
+of the 1.1 million files: 17,600 shards of 22 MB with k = 10; ``--videos-per-shard 1000`` makes
+1,128 of 340 MB, of which a task that is killed loses at most one for each process.
 """

@@ -4,7 +4,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Literal, get_args
@@ -13,8 +13,9 @@ from core.crop import MARGIN
 from core.detect import PACK
 from core.errors import AssetNotFoundError, DataError
 from datamodules.listing import stem, walk, with_suffix
+from datamodules.preparation.metadata import official_test
 
-VERSION = 1
+VERSION = 2
 VIDEOS = (".mp4", ".avi", ".mov", ".mkv", ".webm")
 RELEASE_FOLDERS = {"dev", "test", "mp4"}  # of VoxCeleb2, above the identities
 SIZE = 256
@@ -78,12 +79,17 @@ class Video:
         clip: name of the clip that it becomes.
         identity: the person.
         landmarks: file with its landmarks, below the raw folder; None: they have to be detected.
+        track: file that says which face of which frames of it, below the raw folder; None: the one
+            that is seen longest, all frames.
+        test: the person is in the official test.
     """
 
     path: str
     clip: str
     identity: str
     landmarks: str | None
+    track: str | None = None
+    test: bool = False
 
 
 @dataclass(frozen=True)
@@ -165,7 +171,7 @@ def make_plan(raw: Path, out: Path, settings: Settings) -> Plan:
             "raw": str(raw),
             "settings": asdict(settings),
             "left_out": dict(left_out),
-            "videos": [[v.path, v.clip, v.identity, v.landmarks] for v in videos],
+            "videos": [astuple(video) for video in videos],
         }
         write_whole(path, json.dumps(content, indent=0).encode())
     return _load(path, raw, settings)
@@ -176,7 +182,8 @@ def list_videos(raw: Path, left_out: Counter[str]) -> list[Video]:
 
     The identity is the first folder, not counting ``dev``, ``test`` and ``mp4`` at the beginning
     (VoxCeleb2's release); of a video in no folder it is its own name. Landmarks are in
-    ``<name>.npz`` beside it, as ``datamodules.landmark_files`` says.
+    ``<name>.npz`` beside it, as ``datamodules.landmark_files`` says. Whole videos are cut where
+    there are VoxCeleb's own metadata, see ``datamodules.preparation.metadata``.
 
     Raises:
         AssetNotFoundError: there is no such folder.
@@ -189,18 +196,30 @@ def list_videos(raw: Path, left_out: Counter[str]) -> list[Video]:
             "Wanted a folder with <identity>/<video>/<clip>.mp4; give it as --raw.",
             "research; see https://www.robots.ox.ac.uk/~vgg/data/voxceleb",
         )
-    videos = []
+    test, whole = official_test(raw), dict[str, str]()
+    videos, tracks = list[Video](), list[Video]()
     for folder, files in walk(raw, left_out):
         known = set(files)
-        for name in with_suffix(files, VIDEOS):
+        for name in with_suffix(files, (*VIDEOS, ".txt")):
             path = f"{folder}/{name}".lstrip("/")
             parts = path.split("/")
+            above = []
             while parts[0] in RELEASE_FOLDERS and len(parts) > 1:
-                parts = parts[1:]
-            clip = stem("/".join(parts))
+                above.append(parts.pop(0))
+            track = name.lower().endswith(".txt")
+            if track and (parts[0] != "txt" or len(parts) < 4):
+                continue
+            clip = stem("/".join(parts[track:]))
+            person = clip.partition("/")[0]
             beside = f"{stem(name)}.npz"
             landmarks = f"{stem(path)}.npz" if beside in known else None
-            videos.append(Video(path, clip, parts[0] if len(parts) > 1 else clip, landmarks))
+            official = "test" in above or person in test
+            if track:
+                tracks.append(Video(path, clip, person, landmarks, path, official))
+            else:
+                whole.setdefault(stem(name), path)
+                videos.append(Video(path, clip, person, landmarks, None, official))
+    videos = _cut_by(tracks, videos, whole, left_out)
     if not videos:
         found = sorted(ascii(path.name)[1:-1] for path in raw.iterdir())
         raise DataError(
@@ -216,6 +235,22 @@ def list_videos(raw: Path, left_out: Counter[str]) -> list[Video]:
                 "rename one of them or give a smaller folder"
             )
     return videos
+
+
+def _cut_by(
+    tracks: list[Video], videos: list[Video], whole: dict[str, str], left_out: Counter[str]
+) -> list[Video]:
+    """The clips that tracks cut out of whole videos, by name, and the videos that they do not."""
+    released = {video.clip for video in videos}
+    named = {track.clip.split("/")[-2] for track in tracks}
+    found = [video for video in videos if stem(video.path.rpartition("/")[2]) not in named]
+    for track in tracks:
+        name = track.clip.split("/")[-2]
+        if name in whole:
+            found.append(replace(track, path=whole[name]))
+        elif track.clip not in released:  # where it is, it has been cut already
+            left_out["boxes without their video"] += 1
+    return found
 
 
 def write_whole(path: Path, content: bytes) -> None:

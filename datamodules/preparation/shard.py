@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from core.errors import AssetNotFoundError, DataError, MonofaceError
+from datamodules.listing import divide
 from datamodules.preparation.plan import Job, Plan, write_whole
 from datamodules.preparation.video import stored_frames
 from datamodules.shard_files import ShardWriter, StoredFrame, write_index
@@ -76,6 +77,7 @@ def finish(plan: Plan) -> list[int]:
     aside = plan.out / PARTIAL / f"index.{socket.gethostname()}.{os.getpid()}"
     shutil.rmtree(aside, ignore_errors=True)
     try:
+        _write_splits(plan, parts)
         write_index(aside, parts, [job.tar.stat().st_size for job in jobs])
         aside.rename(plan.out / "index")
     except OSError as error:
@@ -103,7 +105,7 @@ def _write(job: Job, path: Path) -> dict[str, np.ndarray]:
             except (DataError, OSError) as error:
                 reason = str(error)
             if reason:
-                bad.append((video.path, reason))
+                bad.append((video.track or video.path, reason))
             writer.add(video.clip, video.identity, frames)
         arrays = writer.close()
         file.flush()
@@ -122,6 +124,21 @@ def _read_part(path: Path) -> dict[str, np.ndarray]:
             f"'{path}' is not part of an index: {error}. Remove it and the .tar of the same number "
             "and run the same command again"
         ) from error
+
+
+def _write_splits(plan: Plan, parts: list[dict[str, np.ndarray]]) -> None:
+    """The official test and a division of the others, where it is known and no lists are there."""
+    people = {name.decode() for part in parts for name in part["clips"]["identity"].tolist()}
+    test = sorted(people & {video.identity for video in plan.videos if video.test})
+    if not test or (plan.out / "splits").is_dir():
+        return
+    others = divide(people - set(test))
+    lists = {"train": sorted(others["train"] + others["test"]), "val": others["val"], "test": test}
+    aside = plan.out / PARTIAL / f"splits.{socket.gethostname()}.{os.getpid()}"
+    aside.mkdir(parents=True, exist_ok=True)
+    for split, names in lists.items():
+        (aside / f"{split}.txt").write_text("".join(f"{name}\n" for name in names))
+    aside.rename(plan.out / "splits")
 
 
 def _write_report(plan: Plan, reports: list[dict[str, Any]]) -> None:
