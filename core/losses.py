@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 
@@ -46,13 +46,36 @@ def masked_l1(
     return error.sum() / (area > 0).sum().clamp(min=1)
 
 
+def masked_l21(
+    image: Float[Tensor, "*b c h w"],
+    target: Float[Tensor, "*b c h w"],
+    weight: Float[Tensor, "*b 1 h w"],
+) -> Float[Tensor, ""]:
+    """Photometric loss sum_i A_i || I_i - I'_i ||_2 / sum_i A_i (Deng Eq. 2).
+
+    The norm is over the channels. Averaged over the pixels of each image, then over the images with
+    any weight. If none has it is 0, with a gradient of 0; that of equal colours is 0, too.
+
+    Args:
+        image: rendered.
+        target: the photo.
+        weight: A_i, >= 0.
+    """
+    dims = (-3, -2, -1)
+    area = weight.sum(dims)
+    distance = torch.linalg.vector_norm(image - target, dim=-3, keepdim=True)
+    error = (distance * weight).sum(dims) / area.clamp(min=1)
+    return error.sum() / (area > 0).sum().clamp(min=1)
+
+
 def landmark_l2(
     predicted: Float[Tensor, "*b n 2"],
     target: Float[Tensor, "*b n 2"],
     confidence: Float[Tensor, "*b n"],
-    size: int,
+    unit: int | float,
+    importance: Float[Tensor, " n"] | None = None,
 ) -> Float[Tensor, ""]:
-    """Squared distance of landmarks in units of the image's side (CEST Eq. 9, second term).
+    """Squared distance of landmarks (CEST Eq. 9, second term; Deng Eq. 3).
 
     Averaged over the points of each image, weighted with their confidence, then over the images
     with any confident point. If there is none it is 0, with a gradient of 0.
@@ -61,9 +84,12 @@ def landmark_l2(
         predicted: pixels.
         target: pixels; finite also where it is missing.
         confidence: in [0, 1]; 0 = missing.
-        size: side of the image, pixels.
+        unit: of the distance, pixels: CEST takes the side of the image.
+        importance: factors of the points, by which nothing is divided; None = 1.
     """
-    squared = ((predicted - target) / size).square().sum(-1)
+    squared = ((predicted - target) / unit).square().sum(-1)
+    if importance is not None:
+        squared = squared * importance
     weight = confidence.sum(-1)
     error = (squared * confidence).sum(-1) / weight.clamp(min=1)
     return error.sum() / (weight > 0).sum().clamp(min=1)
@@ -72,3 +98,31 @@ def landmark_l2(
 def coefficient_l2(coefficients: Float[Tensor, "*b k"]) -> Float[Tensor, ""]:
     """The sum of squares of the coefficients, averaged over the batch (CEST Eq. 9, third term)."""
     return coefficients.square().sum(-1).mean()
+
+
+def cosine_distance(
+    features: Float[Tensor, "*b k"], target: Float[Tensor, "*b k"]
+) -> Float[Tensor, ""]:
+    """1 - cosine of the angle between two vectors (Deng Eq. 4), averaged over the batch."""
+    return (1 - F.cosine_similarity(features, target, dim=-1)).mean()
+
+
+def region_variance(
+    values: Float[Tensor, "*b n c"], region: Int[Tensor, " r"]
+) -> Float[Tensor, ""]:
+    """Variance over the vertices of a region, summed over the channels (Deng Eq. 6).
+
+    Averaged over the batch.
+
+    Args:
+        values: of the vertices, such as their reflectance.
+        region: numbers of the vertices that count, at least one.
+    """
+    return values.index_select(-2, region).var(-2, correction=0).sum(-1).mean()
+
+
+def light_colour_l2(light: Float[Tensor, "*b 9 c"]) -> Float[Tensor, ""]:
+    """How far light is from white: the mean square of the distance of each coefficient to its mean
+    over the colours (code of Deng).
+    """
+    return (light - light.mean(-1, keepdim=True)).square().mean()

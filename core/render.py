@@ -6,7 +6,7 @@ from torch import Tensor
 from core.camera import Camera
 from core.contracts import Reconstruction
 from core.image import Size, height_width
-from core.lighting import shade
+from core.lighting import shade, shade_points
 from core.normals import normalize, vertex_normals
 from core.precision import at_least_float32, without_autocast
 from core.rasterize import interpolate, rasterize
@@ -63,6 +63,47 @@ def draw(
         triangle_index=triangle_index,
         attributes=None if others is None else others.movedim(-1, -3),
     )
+
+
+def draw_lit(
+    vertices: Float[Tensor, "b v n 3"],
+    triangles: Int[Tensor, "t 3"],
+    albedo: Float[Tensor, "b v n 3"],
+    light: Float[Tensor, "b v 9 c"],
+    camera: Camera,
+    size: Size,
+    backend: str = "auto",
+) -> tuple[Float[Tensor, "b v 3 h w"], Float[Tensor, "b v 1 h w"]]:
+    """Draw meshes that are lit at their vertices, in at least float32 also under autocast.
+
+    Args:
+        vertices: millimetres, model frame.
+        triangles: counter-clockwise seen from outside.
+        albedo: reflectance, RGB.
+        light: spherical harmonics of the light, camera frame (``core.lighting``); c is 1 or 3.
+        camera: one per image, batch shape (b, v).
+        size: of the images: (height, width), or one number for squares.
+        backend: of ``core.rasterize.rasterize``.
+
+    Returns:
+        The image over black, not clipped to [0, 1], with gradients to all but the triangles inside
+        the silhouette; and the mask, 1 where the mesh is seen, without gradient.
+    """
+    height, width = height_width(size)
+    batch = vertices.shape[:2]
+    with without_autocast(vertices):
+        vertices, albedo, light = (
+            at_least_float32(tensor).flatten(0, 1) for tensor in (vertices, albedo, light)
+        )
+        camera = camera.map(lambda value: at_least_float32(value).flatten(0, 1))
+        normals = vertex_normals(camera.position(vertices), triangles)
+        colours = albedo * shade_points(normals, light)
+        fragments = rasterize(
+            camera.clip(vertices, (height, width)), triangles, (height, width), backend
+        )
+        image = interpolate(colours, fragments, triangles, backend).movedim(-1, -3)
+        mask = (fragments.triangle_index >= 0).float()[:, None]
+    return image.unflatten(0, batch), mask.unflatten(0, batch)
 
 
 def irradiance(surface: Surface, light: Float[Tensor, "b v 9 c"]) -> Float[Tensor, "b v c h w"]:

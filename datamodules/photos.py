@@ -5,6 +5,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import groupby, islice
 from pathlib import Path
 
 import torch
@@ -26,6 +27,7 @@ log = logging.getLogger(__name__)
 IMAGES = {".jpg", ".jpeg", ".png", ".webp"}
 VIDEOS = {".mp4", ".avi", ".mov", ".mkv", ".webm", ".mjpg", ".mjpeg"}
 BESIDE_PHOTO = "<name>.txt or <name>.npy beside it, or in detections/ or landmarks/ beside it"
+BESIDE = "detections", "landmarks"  # folders
 BESIDE_VIDEO = "<name>.npz or landmarks68.npz beside it"
 
 
@@ -46,12 +48,18 @@ class Photos(LightningDataModule):
     A face's sample id is its file's name without suffix, or with it where two would be the same;
     ``_<frame>`` follows for a video's, ``_face<k>`` for the second and further face of an image.
 
+    With ``folders_are_people`` each folder in ``path`` holds photos of one person, who is a batch,
+    "1 v": for methods that see all images of somebody together, such as Deng's C-Net. Without
+    folders in it ``path`` itself is a person's. Of each photo the given or the largest face is
+    taken; the sample ids are "<folder>/<name>".
+
     Args:
         path: a folder, an image or a video.
         landmarks: the landmark file of a video or of one photo, when it has another name.
         image_size: of the crops, pixels.
         crop_margin: side of the crop in units of the landmarks' box; that of the training.
         batch_size: faces at a time.
+        folders_are_people: each folder shows one person; ``batch_size`` does not count then.
         every: take only every so many-th frame of a video.
         detector: insightface's model pack, a name or a folder.
     """
@@ -63,6 +71,7 @@ class Photos(LightningDataModule):
         image_size: int = 256,
         crop_margin: float = 1.6,
         batch_size: int = 8,
+        folders_are_people: bool = False,
         every: int = 1,
         detector: str = "buffalo_l",
     ) -> None:
@@ -70,6 +79,7 @@ class Photos(LightningDataModule):
         self.path, self.landmarks = Path(path), landmarks
         self.image_size, self.crop_margin = image_size, crop_margin
         self.batch_size, self.every, self.detector = batch_size, every, detector
+        self.folders_are_people = folders_are_people
 
     def setup(self, stage: str) -> None:
         """Look at what there is to read, and load the detector if anything needs it.
@@ -112,7 +122,7 @@ class Photos(LightningDataModule):
             raise self._without
 
     def predict_dataloader(self) -> DataLoader:
-        """Batches of at most ``batch_size`` faces, v = 1."""
+        """Batches of at most ``batch_size`` faces, v = 1, or of a person's faces, b = 1."""
         return DataLoader(dataset=_Faces(self), batch_size=None)
 
     def _sources(self) -> list["_Source"]:
@@ -132,31 +142,36 @@ class Photos(LightningDataModule):
                     f"one file of landmarks, '{self.landmarks}', for the folder '{self.path}': "
                     f"leave --data.landmarks out; each photo has its own: {BESIDE_PHOTO}"
                 )
-            files = sorted(f for f in self.path.iterdir() if f.suffix.lower() in IMAGES)
-            if not files:
-                found = sorted({f.suffix or f.name for f in self.path.iterdir()})[:8]
-                raise DataError(
-                    f"no photo in '{self.path}': found {found}, wanted {sorted(IMAGES)}"
-                )
-        elif self.path.suffix.lower() in IMAGES | VIDEOS:
-            files = [self.path]
-        else:
+            if self.folders_are_people:
+                return self._people()
+            return [_Source(file, name, _beside(file)) for file, name in _photos_in(self.path)]
+        if self.folders_are_people:
+            raise DataError(f"'{self.path}' is no folder of people's photos")
+        if self.path.suffix.lower() not in IMAGES | VIDEOS:
             wanted = sorted(IMAGES | VIDEOS)
             raise DataError(f"'{self.path}' is neither a photo nor a video: wanted {wanted}")
-        names = _unique_names(files)
+        (name,) = _unique_names([self.path])
+        return [_Source(self.path, name, self.landmarks or _beside(self.path))]
+
+    def _people(self) -> list["_Source"]:
+        """The photos of each folder that has some."""
+        inside = sorted(p for p in self.path.iterdir() if p.is_dir() and p.name not in BESIDE)
+        folders = [folder for folder in inside if any(map(_is_photo, folder.iterdir()))]
         return [
-            _Source(file, name, self.landmarks or _beside(file))
-            for file, name in zip(files, names, strict=True)
+            _Source(file, f"{folder.name}/{name}", _beside(file), folder.name)
+            for folder in folders or [self.path.resolve()]
+            for file, name in _photos_in(folder)
         ]
 
 
 @dataclass(frozen=True)
 class _Source:
-    """A photo or a video, the name of its faces, and its landmark file."""
+    """A photo or a video, the name of its faces, its landmark file and whose folder it is in."""
 
     file: Path
     name: str
     landmarks: Path | None
+    person: str = ""
 
 
 @dataclass(frozen=True)
@@ -179,15 +194,10 @@ class _Faces(IterableDataset):
     def __iter__(self) -> Iterator[FaceBatch]:
         photos = self.photos
         reader = _Reader(photos)
-        faces: list[_Face] = []
         count = 0
-        for face in reader:
-            faces.append(face)
-            if len(faces) == photos.batch_size:
-                yield _batch(faces, photos.image_size)
-                count, faces = count + len(faces), []
-        if faces:
-            yield _batch(faces, photos.image_size)
+        for faces in self._groups(reader):
+            batch = _batch(faces, photos.image_size)
+            yield _as_one_clip(batch) if photos.folders_are_people else batch
             count += len(faces)
         if reader.skipped:
             log.warning(
@@ -197,6 +207,18 @@ class _Faces(IterableDataset):
             raise DataError(
                 f"no usable face in '{photos.path}': {reader.skipped} skipped, see above"
             )
+
+    def _groups(self, reader: "_Reader") -> Iterator[list[_Face]]:
+        """The faces of a batch."""
+        if self.photos.folders_are_people:
+            for _, sources in groupby(self.photos.sources, lambda source: source.person):
+                faces = [face for source in sources for face in islice(reader.photo(source), 1)]
+                if faces:
+                    yield faces
+        else:
+            found = iter(reader)
+            while group := list(islice(found, self.photos.batch_size)):
+                yield group
 
 
 def _batch(faces: list[_Face], size: int) -> FaceBatch:
@@ -219,6 +241,12 @@ def _batch(faces: list[_Face], size: int) -> FaceBatch:
         crop_to_image=torch.linalg.inv(torch.stack([face.matrix for face in faces]))[:, None],
         originals=[face.image for face in faces],
     )
+
+
+def _as_one_clip(batch: FaceBatch) -> FaceBatch:
+    """The batch "n 1" as "1 n"."""
+    moved = {k: v.transpose(0, 1) if isinstance(v, Tensor) else v for k, v in batch.items()}
+    return FaceBatch(**moved)  # type: ignore[typeddict-item]
 
 
 class _Reader:
@@ -316,6 +344,23 @@ class _Reader:
         return _Face(name, image, points, confidence, matrix)
 
 
+def _is_photo(path: Path) -> bool:
+    return path.suffix.lower() in IMAGES
+
+
+def _photos_in(folder: Path) -> list[tuple[Path, str]]:
+    """The photos and the names of their faces.
+
+    Raises:
+        DataError: there is none.
+    """
+    files = sorted(filter(_is_photo, folder.iterdir()))
+    if not files:
+        found = sorted({f.suffix or f.name for f in folder.iterdir()})[:8]
+        raise DataError(f"no photo in '{folder}': found {found}, wanted {sorted(IMAGES)}")
+    return list(zip(files, _unique_names(files), strict=True))
+
+
 def _unique_names(files: list[Path]) -> list[str]:
     """Without suffix where that can be confused neither with another file nor with its faces.
 
@@ -337,6 +382,6 @@ def _beside(file: Path) -> Path | None:
     if file.suffix.lower() in VIDEOS:
         names = [file.with_suffix(".npz"), file.with_name("landmarks68.npz")]
     else:
-        folders = (file.parent, file.parent / "detections", file.parent / "landmarks")
+        folders = (file.parent, *(file.parent / name for name in BESIDE))
         names = [folder / (file.stem + end) for folder in folders for end in (".txt", ".npy")]
     return next((name for name in names if name.is_file()), None)

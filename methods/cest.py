@@ -17,8 +17,6 @@ are visible; the light's first coefficient has the common offset of 0.8, so that
 lit face.
 """
 
-import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -27,8 +25,6 @@ from jaxtyping import Float, Int
 from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.optim import Adam, Optimizer
-from torch.optim.lr_scheduler import LambdaLR
 
 from core.camera import WeakPerspectiveCamera, frontal
 from core.contracts import FaceBatch, Reconstruction
@@ -45,6 +41,7 @@ from core.rotation import rotation_from_vector
 from core.uv import unwrap, uv_grid, wrap
 from methods.base import FaceMethod
 from methods.cli import main
+from methods.optimizers import Part, optimizer_of_parts
 
 # The last strided layer then still sees 2 x 2 pixels. Of a single pixel torch 2.15's bfloat16
 # convolution computes its weights' gradient from uninitialized memory.
@@ -436,50 +433,9 @@ class CEST(FaceMethod):
         """Adam, 1e-3 in the paper (Sec. 4.1); with ``kernel_lr`` partly Muon."""
         geometry = [*self.f_viewpoint.parameters(), *self.f_shape.parameters()]
         appearance = [*self.f_reflectance.parameters(), *self.f_light.parameters()]
-        until, start = self.anneal_steps, self.landmark_steps
-
-        def early(step: int) -> float:
-            return annealed(step, until)
-
-        def late(step: int) -> float:
-            return annealed(step - start, until and until - start)
-
-        optimizer: Optimizer
-        factors: list[Callable[[int], float]]
-        if self.kernel_lr is None:
-            groups = [{"params": geometry}, {"params": appearance}]
-            optimizer = Adam(groups, lr=self.lr, fused=True)
-            factors = [early, late]
-        else:
-            kernels = [*self.f_viewpoint.kernels(), *self.f_shape.kernels()]
-            chosen = set(kernels)
-            rest = [parameter for parameter in geometry if parameter not in chosen]
-            from timm.optim import Muon  # takes seconds
-
-            adam = {"lr": self.lr, "use_fallback": True, "betas": (0.9, 0.999), "eps": 1e-8}
-            optimizer = Muon(  # of timm, as it was published: no decay, no scaling by size
-                [
-                    {"params": kernels, "lr": self.kernel_lr, "nesterov": True},
-                    {"params": rest, **adam},
-                    {"params": appearance, **adam},
-                ],
-                adjust_lr_fn="original",
-                normalize_spatial=False,
-            )
-            factors = [early, early, late]
-        scheduler = LambdaLR(optimizer, factors)
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
-        }
-
-
-def annealed(step: int, steps: int | None, rise: int = 50) -> float:
-    """The factor of the learning rate: 1, or a linear rise and a cosine fall to 0 at ``steps``."""
-    if steps is None or step < 0:
-        return 1.0
-    fall = (1 + math.cos(math.pi * min(1.0, step / max(1, steps)))) / 2
-    return min(1.0, (step + 1) / rise) * fall
+        kernels = [*self.f_viewpoint.kernels(), *self.f_shape.kernels()]
+        parts = [Part(geometry, kernels), Part(appearance, start=self.landmark_steps)]
+        return optimizer_of_parts(parts, self.lr, self.kernel_lr, self.anneal_steps)
 
 
 def other_frames(b: int, v: int) -> Int[Tensor, "b v"]:

@@ -52,6 +52,7 @@ QUIET = (
     "callbacks used to create the checkpoint",  # evaluation needs none of the training's
     "LeafSpec.* is deprecated",  # torch's own pytree, seen through Lightning
     "'set_vital' is deprecated",  # torch's, called by torchdata
+    "in eval mode at the start of training",  # networks that a method has frozen
 )
 
 SEED = 0  # where neither config nor command line has seed_everything

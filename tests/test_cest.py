@@ -24,9 +24,9 @@ from methods.cest import (
     Encoder,
     ReflectanceNet,
     Weights,
-    annealed,
     other_frames,
 )
+from methods.optimizers import annealed
 from tests.fakes.face_model import face_model_arrays, write
 
 SIZE = 48

@@ -33,7 +33,8 @@ def test_cest_trains_on_it_by_one_line(name, world, monkeypatch):
         WRITERS[name](world / name)
         source = f"{name}.npz"
         import_face_model(name, world / name, world / source)
-    configs = [ROOT / "configs" / "cest.yaml", "data.yaml", ROOT / "tests" / "smoke.yaml"]
+    small = [ROOT / "tests" / f"{name}.yaml" for name in ("smoke", "smoke_cest")]
+    configs = [ROOT / "configs" / "cest.yaml", "data.yaml", *small]
     settings = [f"--config={config}" for config in configs]
     run = f"runs/{name}"
     changed = [f"--model.face_model={source}", "--model.landmark_steps=1"]

@@ -7,11 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import wandb
 import yaml
 from PIL import Image
 
 from core.detect import Detection
 from datamodules.augment import Augmentation
+from methods import deng
 from methods.cest import Weights
 from methods.cli import main
 from tests.fakes import (
@@ -24,14 +26,25 @@ from tests.fakes import (
     image_folder,
     micc,
     multipie,
+    now,
+    realy,
     voxceleb,
     vw300,
     w300lp,
 )
 
 ROOT = Path(__file__).resolve().parents[1]
-CONFIGS = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "configs").rglob("*.yaml"))
-METHODS = ["cest"]
+CONFIGS = sorted(
+    path.relative_to(ROOT).as_posix()
+    for path in (ROOT / "configs").rglob("*.yaml")
+    if path.parent.name != "sweeps"  # tests/test_sweeps.py
+)
+METHODS = {
+    "cest": "methods.cest.CEST",
+    "deng": "methods.deng.Deng",
+    "deng_cnet": "methods.deng_cnet.DengCNet",
+}
+PAPER_DATA = {"cest": "voxceleb", "deng": "w300lp", "deng_cnet": "multipie"}
 PRINT = "--print_config"
 SMOKE = str(ROOT / "tests/smoke.yaml")
 
@@ -41,8 +54,9 @@ def world(tmp_path_factory):
     """A folder in which the paths that configs name lead to small fakes."""
     root = tmp_path_factory.mktemp("world")
     (root / "data/face_models").mkdir(parents=True)
-    face_model.write(root / "data/face_models/bfm2009.npz", identity=199, expression=29)
-    model = face_model.write(root / "model.npz", identity=40, expression=20)
+    sizes = {"identity": 199, "expression": 79, "albedo": 199}
+    face_model.write(root / "data/face_models/bfm2009.npz", **sizes)
+    model = face_model.write(root / "model.npz", identity=40, expression=20, albedo=20)
     voxceleb.write(root / "data/voxceleb")
     w300lp.write(root / "data/300W_LP")
     multipie.write(root / "data/multipie")
@@ -54,8 +68,9 @@ def world(tmp_path_factory):
     photos.mkdir()
     Image.fromarray(np.full((90, 90, 3), 128, np.uint8)).save(photos / "a.png")
     np.savetxt(photos / "a.txt", [[35, 35], [55, 35], [45, 46], [37, 58], [53, 58]])
-    for fake in (aflw2000, micc, facewarehouse, bu3dfe, frgc):
+    for fake in (aflw2000, micc, facewarehouse, bu3dfe, frgc, now, realy):
         fake.write(root / "data" / fake.__name__.rpartition(".")[2])
+    aflw2000.write_basel(root / "data/bfm2009")
     settings = {"identities": [2, 1, 1], "videos": 1, "frames": 3, "size": 48, "texture": 32}
     overlay = {
         "model": {"face_model": str(model)},
@@ -70,29 +85,36 @@ def arguments(config: str, method: str) -> tuple[str, list[str]]:
     base = f"configs/{method}.yaml"
     kind = Path(config).parent.name
     if kind == "benchmarks":
-        return "test", [base, config, "fakes.yaml", SMOKE]
+        return "test", [base, config, "fakes.yaml", "smoke.yaml"]
     if config == "configs/predict.yaml":
         return "predict", [base, config, "small.yaml"]
     if kind == "data":
-        return "fit", [base, config, "model.yaml", SMOKE]
+        return "fit", [base, config, "model.yaml", "smoke.yaml"]
     if kind == "paper":
-        return "fit", [base, "configs/data/voxceleb.yaml", config, SMOKE]
-    return "fit", [base, *([config] if config != base else []), "fakes.yaml", SMOKE]
+        first = f"configs/paper/{method}.yaml"
+        before = [base, f"configs/data/{PAPER_DATA[method]}.yaml", first]
+        return "fit", [*before, *([config] if config != first else []), "smoke.yaml"]
+    return "fit", [base, *([config] if config != base else []), "fakes.yaml", "smoke.yaml"]
 
 
 def pairs() -> list[tuple[str, str]]:
     """Each config with each method that it is for."""
     found = []
     for config in CONFIGS:
-        own = [m for m in METHODS if Path(config).stem.split("_")[0] == m]
-        found += [(config, method) for method in own or METHODS]
+        own = [m for m in METHODS if f"{Path(config).stem}_".startswith(f"{m}_")]
+        found += [(config, method) for method in own[-1:] or list(METHODS)]
     return found
 
 
 def as_large_as_the_fakes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Benchmarks refuse a part of their data, and ask a detector that is not there."""
     monkeypatch.setattr("benchmarks.aflw2000.AFLW2000.size", len(aflw2000.NAMES))
-    monkeypatch.setattr("benchmarks.micc.SUBJECTS", len(micc.SUBJECTS))
+    for name, value in aflw2000.SMALL.items():
+        monkeypatch.setattr(f"core.face_models.importers.bfm2009.{name}", value)
+    for name, fake in (("micc", micc), ("now", now), ("realy", realy)):
+        monkeypatch.setattr(f"benchmarks.{name}.SUBJECTS", len(fake.SUBJECTS))
+    monkeypatch.setattr("benchmarks.celeba.COUNT", 2)
+    monkeypatch.setattr("benchmarks.renderings.PITCHES", (0.0,))
     monkeypatch.setattr("benchmarks.facewarehouse.TESTERS", list(facewarehouse.TESTERS))
     for name in ("SUBJECTS", "TWO_VIEW_SUBJECTS", "TWO_VIEW_MESHES"):
         monkeypatch.setattr(f"benchmarks.bu3dfe.{name}", 4 if "MESHES" in name else 2)
@@ -112,9 +134,10 @@ def test_config_runs(config, method, world, monkeypatch):
     monkeypatch.setenv("WANDB_SILENT", "true")
     as_large_as_the_fakes(monkeypatch)
     torch.set_num_threads(2)
-    small = yaml.safe_load(Path(SMOKE).read_text())
-    small["data"] = {}
-    small["model"]["face_model"] = "model.npz"
+    smoke = yaml.safe_load(Path(SMOKE).read_text())
+    smoke |= yaml.safe_load((ROOT / f"tests/smoke_{method}.yaml").read_text())
+    Path("smoke.yaml").write_text(yaml.safe_dump(smoke))
+    small = {**smoke, "data": {}, "model": {**smoke["model"], "face_model": "model.npz"}}
     Path("small.yaml").write_text(yaml.safe_dump(small))
     Path("model.yaml").write_text(yaml.safe_dump({"model": {"face_model": "model.npz"}}))
     subcommand, files = arguments(config, method)
@@ -124,14 +147,15 @@ def test_config_runs(config, method, world, monkeypatch):
         *(f"--config={name}" for name in files),
         f"--trainer.default_root_dir={run}",
     ]
-    main(f"methods.{method}.{method.upper()}", argv)
+    main(METHODS[method], argv)
+    wandb.finish()  # the next test's run is not a part of this one's
     if subcommand == "fit":
         assert (run / "checkpoints/last.ckpt").is_file()
         assert json.loads((run / "run.json").read_text())["steps"]["last"] == 2
         own, settings = (
             yaml.safe_load(p.read_text()) for p in (ROOT / config, run / "config.yaml")
         )
-        changed = yaml.safe_load(Path(SMOKE).read_text()) | {"model": small["model"]}
+        changed = smoke | {"model": small["model"]}
         assert not list(lost(own, settings, changed))
     elif subcommand == "test":
         assert (run / "benchmarks" / f"{Path(config).stem}.json").is_file()
@@ -193,18 +217,91 @@ PAPERS = {
             "limit_train_batches": None,
             "overfit_batches": 0,
         },
-    }
+    },
+    "deng": {  # Deng et al., CVPRW 2019, Sec. 3 to 6
+        "model": {
+            "identity_dims": 80,
+            "expression_dims": 64,
+            "albedo_dims": 80,
+            "backbone": "resnet50",
+            "pretrained": True,
+            "image_size": 224,
+            "light_channels": 1,
+            "weights": vars(deng.Weights()),
+            "coefficient_weights": vars(deng.CoefficientWeights()),
+            "skin_threshold": deng.LIKELY,
+            "lr": 1e-4,
+            "kernel_lr": None,
+            "landmark_steps": 0,
+            "anneal_steps": None,
+        },
+        "data": {
+            "init_args": {
+                "frames_per_clip": 1,
+                "clips_per_batch": 5,
+                "augmentation": vars(Augmentation()),  # none
+            },
+        },
+        "trainer": {
+            "max_steps": 500_000,
+            "precision": "32-true",
+            "gradient_clip_val": None,
+            "accumulate_grad_batches": 1,
+        },
+    },
+    "deng_cnet": {  # Sec. 5 and 6 of the same
+        "model": {
+            "aggregation": "elementwise",
+            "identity_dims": 80,
+            "expression_dims": 64,
+            "albedo_dims": 80,
+            "backbone": "resnet50",
+            "image_size": 224,
+            "light_channels": 1,
+            "weights": vars(deng.Weights(photometric=1.9, landmark=1.6e-3, perceptual=0.1)),
+            "coefficient_weights": vars(deng.CoefficientWeights()),
+            "skin_threshold": deng.LIKELY,
+            "c_net_width": 256,
+            "c_net_hidden": 512,
+            "lr": 2e-5,
+            "landmark_steps": 0,
+            "anneal_steps": None,
+        },
+        "data": {
+            "init_args": {
+                "frames": {"class_path": "datamodules.choice.EvenYaw"},
+                "frames_per_clip": 5,
+                "clips_per_batch": 5,
+                "augmentation": vars(Augmentation()),  # none
+            },
+        },
+        "trainer": {"max_steps": 10_000, "precision": "32-true", "gradient_clip_val": None},
+    },
 }
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_paper_settings_are_the_papers(method, capsys):
-    files = [f"configs/{name}.yaml" for name in (method, "data/voxceleb", f"paper/{method}")]
+    data = f"data/{PAPER_DATA[method]}"
+    files = [f"configs/{name}.yaml" for name in (method, data, f"paper/{method}")]
     argv = [f"--config={name}" for name in files]
     with pytest.raises(SystemExit):
-        main(f"methods.{method}.{method.upper()}", ["fit", *argv, "--seed_everything=3", PRINT])
+        main(METHODS[method], ["fit", *argv, "--seed_everything=3", PRINT])
     settings = yaml.safe_load(capsys.readouterr().out)
     assert not list(lost(PAPERS[method], settings, {}))
+
+
+def test_c_net_is_configured_like_the_r_net_it_reads():
+    """Else its checkpoint would not fit, or mean something else."""
+    for folder in ("", "paper/"):
+        one, other = (
+            yaml.safe_load((ROOT / f"configs/{folder}{name}.yaml").read_text())["model"]
+            for name in ("deng", "deng_cnet")
+        )
+        own = {"lr", "kernel_lr", "landmark_steps", "anneal_steps", "weights", "pretrained"}
+        assert {k: other.get(k) for k in one if k not in own} == {
+            k: v for k, v in one.items() if k not in own
+        }
 
 
 @pytest.mark.parametrize(("option", "seed"), [([], 1), (["--seed_everything", "2"], 2)])

@@ -56,6 +56,37 @@ def test_landmarks_beside_the_photo_or_in_deep3d_folders(tmp_path):
     assert torch.isfinite(batch["landmarks"]).all()
 
 
+def test_a_folder_for_each_person(tmp_path, caplog):
+    for name in ("ann/b", "ann/a", "ann/c", "bob/a", "nobody"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        photo(tmp_path / f"{name}.png")
+        np.savetxt(tmp_path / f"{name}.txt", FIVE)
+    (tmp_path / "ann" / "broken.png").write_bytes(b"no image")
+    (tmp_path / "ann" / "broken.txt").write_text((tmp_path / "ann" / "a.txt").read_text())
+    (tmp_path / "ann" / "detections").mkdir()
+    (tmp_path / "empty").mkdir()
+    ann, bob = batches(path=tmp_path, folders_are_people=True, batch_size=2)
+    assert ann["sample_ids"] == ["ann/a", "ann/b", "ann/c"]
+    assert bob["sample_ids"] == ["bob/a"]
+    assert ann["images"].shape == (1, 3, 3, 64, 64)
+    assert ann["crop_to_image"].shape == (1, 3, 3, 3)
+    assert len(ann["originals"]) == 3
+    assert "broken.png" in caplog.text
+    (one,) = batches(path=tmp_path / "bob", folders_are_people=True)
+    assert one["sample_ids"] == ["bob/a"]
+    assert torch.equal(one["images"], bob["images"])
+    with pytest.raises(DataError, match="is no folder of people"):
+        batches(path=tmp_path / "nobody.png", folders_are_people=True)
+
+
+def test_of_a_persons_photo_the_largest_face_is_taken(tmp_path, monkeypatch):
+    photo(tmp_path / "a.png")
+    faces = [Detection(torch.from_numpy(spread_points(100, 110)).float(), 1.0)] * 2
+    monkeypatch.setattr("datamodules.photos.FaceDetector", lambda pack: lambda image: faces)
+    (batch,) = batches(path=tmp_path, folders_are_people=True)
+    assert batch["sample_ids"] == [f"{tmp_path.name}/a"]
+
+
 def test_crop_and_original_are_in_register(tmp_path):
     """A white dot in the photo is in the crop where crop_to_image says."""
     image = np.zeros((200, 240, 3), np.uint8)

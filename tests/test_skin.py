@@ -10,7 +10,7 @@ import torch
 from core.errors import DataError
 from core.image_files import read_image
 from core.landmarks import MIRROR
-from datamodules.skin import OTHER, SKIN, log_density, skin_probability
+from core.skin import OTHER, SKIN, log_density, skin_probability
 
 SAMPLES = Path(os.environ.get("MONOFACE_SAMPLES", Path(__file__).parents[2] / "shared/samples"))
 

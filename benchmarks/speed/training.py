@@ -227,12 +227,13 @@ def _networks_alone(method: nn.Module, step: Step, precision: str, device: torch
     """Forward and backward of a method's networks (its children with parameters), on the inputs
     that they get in a step.
     """
-    calls: list[tuple[nn.Module, tuple[Tensor, ...]]] = []
+    calls: list[tuple[nn.Module, tuple[Any, ...]]] = []
+
+    def copy(x: Any) -> Any:
+        return x.detach().clone().requires_grad_(x.requires_grad) if isinstance(x, Tensor) else x
 
     def record(module: nn.Module, inputs: tuple[Any, ...]) -> None:
-        calls.append(
-            (module, tuple(x.detach().clone().requires_grad_(x.requires_grad) for x in inputs))
-        )
+        calls.append((module, tuple(map(copy, inputs))))
 
     networks = [child for child in method.children() if any(True for _ in child.parameters())]
     hooks = [network.register_forward_pre_hook(record) for network in networks]

@@ -12,7 +12,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from core.errors import DataError
+from core.precision import without_autocast
 
+MIDDLE = 127.5  # from where colours are counted, so that their squares stay small
 PRIOR = 0.5  # ours: about half of a face crop is skin; in photos of the Web it is 0.09
 
 # Mean of red, green, blue, variance of red, green, blue (each 0 ... 255), weight.
@@ -84,10 +86,16 @@ def log_density(
         images: RGB in [0, 1].
         mixture: lines of mean, variance, weight, as ``SKIN`` and ``OTHER``.
     """
-    table = images.new_tensor(mixture)[..., None, None]  # (16, 7, 1, 1)
-    mean, variance, weight = table[:, :3], table[:, 3:6], table[:, 6]
-    exponent = weight.log() - 0.5 * (2 * math.pi * variance).log().sum(1)
-    for channel in range(3):
-        away = 255 * images[..., channel, None, :, :] - mean[:, channel]
-        exponent = exponent - away.square() * (0.5 / variance[:, channel])
-    return exponent.logsumexp(-3, keepdim=True)
+    table = torch.tensor(mixture, dtype=torch.float64)
+    mean, variance, weight = table[:, :3] - MIDDLE, table[:, 3:6], table[:, 6]
+    # each exponent is linear in the colour and its square: one product instead of twelve passes
+    constant = weight.log() - 0.5 * (2 * math.pi * variance).log().sum(1)
+    constant = constant - 0.5 * (mean.square() / variance).sum(1)
+    linear, square = (mean / variance).to(images), (-0.5 / variance).to(images)
+    with without_autocast(images):
+        colour = 255 * images.flatten(-2) - MIDDLE
+        exponent = linear @ colour + square @ colour.square() + constant.to(images)[:, None]
+    # logsumexp, in a tenth of its time: exp is slow where its result is almost nothing
+    largest = exponent.detach().amax(-2, keepdim=True)
+    density = (exponent - largest).clamp(min=-80).exp().sum(-2, keepdim=True).log() + largest
+    return density.unflatten(-1, images.shape[-2:])

@@ -1,4 +1,4 @@
-"""CEST's real training (reader, workers, augmentation, bfloat16) killed in mid-epoch equals the
+"""A method's real training (reader, workers, augmentation, bfloat16) killed in mid-epoch equals the
 uninterrupted one."""
 
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from methods.cest import CEST
+from methods.base import FaceMethod
 from methods.cli import main
 from tests.fakes import face_model, voxceleb
 
@@ -17,15 +17,19 @@ class Killed(BaseException):
     pass
 
 
-def test_killed_and_resumed_equals_uninterrupted(tmp_path, monkeypatch):
+@pytest.mark.parametrize("method", ["methods.cest.CEST", "methods.deng.Deng"])
+def test_killed_and_resumed_equals_uninterrupted(method, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    face_model.write(tmp_path / "model.npz", identity=40, expression=20)
+    stem = method.split(".")[1]
+    face_model.write(tmp_path / "model.npz", identity=40, expression=20, albedo=20)
     voxceleb.write(tmp_path / "data/voxceleb", people=6)  # with truncated, grey and missing files
 
     def fit(folder: str) -> None:
-        files = ["configs/cest.yaml", "configs/data/voxceleb.yaml", str(ROOT / "tests/smoke.yaml")]
+        files = [f"configs/{stem}.yaml", "configs/data/voxceleb.yaml"]
+        files += [str(ROOT / f"tests/{small}.yaml") for small in ("smoke", f"smoke_{stem}")]
         options = {
             "model.face_model": "model.npz",
+            "model.landmark_steps": 2,
             "data.workers": 2,
             "data.augmentation.flip": 0.5,
             "data.augmentation.shift": 0.05,
@@ -34,9 +38,9 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path, monkeypatch):
             "trainer.default_root_dir": folder,
             "checkpoint_every": 2,
         }
-        argv = [f"--config={name}" for name in files]
-        argv += [f"--{name}={value}" for name, value in options.items()]
-        main("methods.cest.CEST", ["fit", *argv, "--ckpt_path", "last"])
+        argv = [f"--config={path}" for path in files]
+        argv += [f"--{key}={value}" for key, value in options.items()]
+        main(method, ["fit", *argv, "--ckpt_path", "last"])
 
     fit("whole")
     with monkeypatch.context() as patch:
@@ -45,7 +49,7 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path, monkeypatch):
             if self.global_step == 3:
                 raise Killed
 
-        patch.setattr(CEST, "on_train_batch_start", kill)
+        patch.setattr(FaceMethod, "on_train_batch_start", kill)
         with pytest.raises(Killed):
             fit("killed")
     fit("killed")

@@ -1,0 +1,77 @@
+"""Adam for all parameters, or Muon for the kernels of convolutions, with an annealed rate."""
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
+from torch import Tensor
+from torch.optim import Adam, Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+
+@dataclass(frozen=True)
+class Part:
+    """Parameters that begin to learn at the same time.
+
+    Args:
+        parameters: all of them.
+        kernels: those among them that Muon turns.
+        start: the step at which they begin, and their learning rate rises.
+    """
+
+    parameters: Iterable[Tensor]
+    kernels: Iterable[Tensor] = ()
+    start: int = 0
+
+
+def optimizer_of_parts(
+    parts: list[Part], lr: float, kernel_lr: float | None, anneal_steps: int | None
+) -> OptimizerLRSchedulerConfig:
+    """What ``configure_optimizers`` returns: one optimizer, whose rates follow ``annealed``.
+
+    Args:
+        parts: each parameter in one of them.
+        lr: of Adam.
+        kernel_lr: of Muon (Jordan et al. 2024) for the kernels; None = Adam for all.
+        anneal_steps: the step at which all rates have fallen to 0; None = constant rates.
+    """
+    groups: list[dict[str, Any]] = []
+    factors: list[Callable[[int], float]] = []
+    for part in parts:
+        until = anneal_steps and anneal_steps - part.start
+        factor = partial(_from, start=part.start, until=until)
+        kernels = [] if kernel_lr is None else list(part.kernels)
+        chosen = set(kernels)
+        rest = [parameter for parameter in part.parameters if parameter not in chosen]
+        if kernels:
+            groups.append({"params": kernels, "lr": kernel_lr, "nesterov": True})
+            factors.append(factor)
+        groups.append({"params": rest, "lr": lr, "betas": (0.9, 0.999), "eps": 1e-8})
+        factors.append(factor)
+    optimizer: Optimizer
+    if kernel_lr is None:
+        optimizer = Adam(groups, lr=lr, fused=True)
+    else:
+        from timm.optim import Muon  # takes seconds
+
+        for group in groups:
+            group["use_fallback"] = "betas" in group  # Adam
+        # of timm, as it was published: no decay, no scaling by size
+        optimizer = Muon(groups, adjust_lr_fn="original", normalize_spatial=False)
+    scheduler = LambdaLR(optimizer, factors)
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+def annealed(step: int, steps: int | None, rise: int = 50) -> float:
+    """The factor of the learning rate: 1, or a linear rise and a cosine fall to 0 at ``steps``."""
+    if steps is None or step < 0:
+        return 1.0
+    fall = (1 + math.cos(math.pi * min(1.0, step / max(1, steps)))) / 2
+    return min(1.0, (step + 1) / rise) * fall
+
+
+def _from(step: int, start: int, until: int | None) -> float:
+    return annealed(step - start, until)
