@@ -15,12 +15,13 @@ from typing import Literal, get_args
 import torch
 from pytorch_lightning import LightningDataModule
 
+from core.contracts import FaceBatch
 from core.crop import MARGIN
 from core.errors import DataError
 from datamodules.augment import Augmentation
 from datamodules.choice import Choice, Random, Spread
 from datamodules.clips import Clip, ClipSource, Fault, Frame, Split, UnusableFrameError
-from datamodules.reading import ClipDataset, ClipReader, collate
+from datamodules.reading import ByteBatch, ClipDataset, ClipReader, collate, in_floats
 from datamodules.sampler import EpochSampler, ResumableLoader
 
 __all__ = [  # what a dataset needs, from one place
@@ -51,6 +52,9 @@ class FaceDataModule(LightningDataModule):
     * Prediction, of the test split: each ``predict_every``-th frame once, v = 1.
 
     No identity may be in two splits.
+
+    The loaders hand out images and masks in 8 bits (``datamodules.reading.ByteBatch``); the trainer
+    has them made floats once they are on the training's device, by ``on_after_batch_transfer``.
 
     Bad frames are left out: the first of each kind is logged with its path, all are counted in
     ``skipped``. ``PATIENCE`` clips in a row without a usable frame are an error.
@@ -131,6 +135,10 @@ class FaceDataModule(LightningDataModule):
         """Says what was left out."""
         if skipped := self.skipped:
             log.warning("left out: %s", json.dumps(skipped))
+
+    def on_after_batch_transfer(self, batch: ByteBatch, dataloader_idx: int) -> FaceBatch:
+        """What the loaders hand out, as methods and callbacks see it."""
+        return in_floats(batch)
 
     @property
     def skipped(self) -> dict[str, dict[str, int]]:

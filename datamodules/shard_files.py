@@ -58,6 +58,9 @@ class ShardWriter:
     def __init__(self, file: IO[bytes], shard: int) -> None:
         self.tar = tarfile.open(fileobj=file, mode="w", format=tarfile.GNU_FORMAT)  # noqa: SIM115
         self.shard = shard
+        array = io.BytesIO()
+        np.save(array, np.empty((68, 3), "<f4"))
+        self.npy_header = array.getvalue()[:-LANDMARK_BYTES]
         self.frames: list[tuple[int, ...]] = []
         self.names: list[bytes] = []
         self.clips: list[tuple[bytes, bytes, int, int]] = []
@@ -77,9 +80,10 @@ class ShardWriter:
         for frame in frames:
             stem = f"{clip}/{frame.name}"
             start = self._member(f"{stem}.jpg", frame.image)
-            array = io.BytesIO()
-            np.save(array, frame.landmarks.astype("<f4"))
-            end = self._member(f"{stem}.landmarks.npy", array.getvalue()) + array.tell()
+            numbers = frame.landmarks.astype("<f4").tobytes()
+            assert len(numbers) == LANDMARK_BYTES
+            content = self.npy_header + numbers
+            end = self._member(f"{stem}.landmarks.npy", content) + len(content)
             mask = self._member(f"{stem}.mask.png", frame.mask) - start if frame.mask else 0
             landmarks = end - LANDMARK_BYTES - start
             sizes = len(frame.image), landmarks, mask, len(frame.mask or b"")

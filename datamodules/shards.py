@@ -103,18 +103,18 @@ class ShardSource:
         Raises:
             UnusableFrameError: the shard is gone or damaged there.
         """
-        place, where = self._place(clip, index)
+        place = self._place(clip, index)
         mask, begin = int(place["mask_bytes"]), int(place["landmarks"])
         count = int(place["mask"]) + mask if mask else begin + LANDMARK_BYTES
-        content = self._read(place, count, where)
-        values = content[begin : begin + LANDMARK_BYTES].view(torch.float32).view(68, 3)
-        image = content[: int(place["image"])]
-        return Frame(
-            _decoded(image, cv2.IMREAD_COLOR_RGB, Fault.IMAGE, where),
-            values[:, :2],
-            values[:, 2],
-            _decoded(content[-mask:], cv2.IMREAD_GRAYSCALE, Fault.MASK, where) if mask else None,
-        )
+        content = self._read(place, count, clip, index)
+        values = np.frombuffer(content, np.float32, LANDMARK_BYTES // 4, begin).reshape(68, 3)
+        colours = np.frombuffer(content, np.uint8, int(place["image"]))
+        image = self._decoded(colours, cv2.IMREAD_COLOR_RGB, clip, index)
+        seen = None
+        if mask:
+            grey = np.frombuffer(content, np.uint8, mask, int(place["mask"]))
+            seen = self._decoded(grey, cv2.IMREAD_GRAYSCALE, clip, index)
+        return Frame(image, torch.from_numpy(values[:, :2]), torch.from_numpy(values[:, 2]), seen)
 
     def read_image(self, clip: Clip, index: int) -> UInt8[Tensor, "3 h w"]:
         """Only the image of a frame.
@@ -122,22 +122,36 @@ class ShardSource:
         Raises:
             UnusableFrameError: the shard is gone or damaged there.
         """
-        place, where = self._place(clip, index)
-        content = self._read(place, int(place["image"]), where)
-        return _decoded(content, cv2.IMREAD_COLOR_RGB, Fault.IMAGE, where)
+        place = self._place(clip, index)
+        content = self._read(place, int(place["image"]), clip, index)
+        return self._decoded(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR_RGB, clip, index)
 
-    def _place(self, clip: Clip, index: int) -> tuple[np.void, str]:
-        """A frame's line of the index, and its name for messages."""
+    def _place(self, clip: Clip, index: int) -> np.void:
+        """A frame's line of the index."""
         first, last = self._rows[clip.name]
-        name = clip.frames[index]
-        place = self._frames[first + int(np.searchsorted(self._names[first:last], name))]
-        return place, f"'{self._files.path(place['shard'])}', {clip.name}/{name.decode()}"
+        return self._frames[first + int(self._names[first:last].searchsorted(clip.frames[index]))]
 
-    def _read(self, place: np.void, count: int, where: str) -> UInt8[Tensor, " n"]:
+    def _read(self, place: np.void, count: int, clip: Clip, index: int) -> bytearray:
         try:
             return self._files.read(int(place["shard"]), int(place["start"]), count)
         except OSError as error:
-            raise UnusableFrameError(Fault.IMAGE, f"{where}: {error}") from error
+            raise UnusableFrameError(Fault.IMAGE, f"{self._where(clip, index)}: {error}") from error
+
+    def _decoded(
+        self, content: UInt8[np.ndarray, " n"], kind: int, clip: Clip, index: int
+    ) -> UInt8[Tensor, "c h w"]:
+        """The pixels of a JPEG or PNG, a view of them as they lie in memory: channels last."""
+        pixels = cv2.imdecode(content, kind)  # in two thirds of Pillow's time
+        if pixels is None:
+            fault = Fault.MASK if kind == cv2.IMREAD_GRAYSCALE else Fault.IMAGE
+            raise UnusableFrameError(fault, f"{self._where(clip, index)}: cannot be decoded")
+        image = torch.from_numpy(pixels)
+        return image[None] if image.ndim == 2 else image.permute(2, 0, 1)
+
+    def _where(self, clip: Clip, index: int) -> str:
+        """A frame's name for messages."""
+        path = self._files.path(self._place(clip, index)["shard"])
+        return f"'{path}', {clip.name}/{clip.frames[index].decode()}"
 
     def _open(self) -> None:
         if not (self.root / "index").is_dir():
@@ -186,15 +200,6 @@ class ShardSource:
         return np.asarray(array)  # a plain view: slices of a memmap are slow to make
 
 
-def _decoded(
-    content: UInt8[Tensor, " n"], kind: int, fault: Fault, where: str
-) -> UInt8[Tensor, "c h w"]:
-    pixels = cv2.imdecode(content.numpy(), kind)  # in two thirds of Pillow's time
-    if pixels is None:
-        raise UnusableFrameError(fault, f"{where}: cannot be decoded")
-    return torch.from_numpy(np.atleast_3d(pixels)).permute(2, 0, 1).contiguous()
-
-
 class _OpenFiles:
     """The shards that were read last. Places are given with each read, so that processes that share
     a file do not disturb each other.
@@ -211,7 +216,7 @@ class _OpenFiles:
     def path(self, shard: int | np.integer) -> Path:
         return self.folder / f"{shard:05}.tar"
 
-    def read(self, shard: int, start: int, count: int) -> UInt8[Tensor, " n"]:
+    def read(self, shard: int, start: int, count: int) -> bytearray:
         """So many bytes.
 
         Raises:
@@ -227,4 +232,4 @@ class _OpenFiles:
         got = os.preadv(descriptor, [content], start)
         if got < count:
             raise OSError(f"ends after {start + got} bytes, wanted {start + count}")
-        return torch.frombuffer(content, dtype=torch.uint8)
+        return content

@@ -120,7 +120,7 @@ def test_batches_of_five_points_are_cropped_by_them(shared):
         centres = (torch.arange(32) + 0.5) * back[0, 0] + back[:2, 2, None]
         inside = ((centres > 1) & (centres < 63)).float()
         shown = inside[1][:, None] * inside[0]
-        assert (batch["masks"][0, 0, 0][shown > 0] > 0.999).all()  # the whole image
+        assert (batch["masks"][0, 0, 0][shown > 0] == 255).all()  # the whole image
 
 
 def test_68_points_where_there_are_any(shared, tmp_path):

@@ -78,7 +78,7 @@ def test_the_reader_reads_what_was_written(root, settings):
     data.prepare_data()  # nothing to do
     for stage, loader in (("fit", "train_dataloader"), ("test", "test_dataloader")):
         data.setup(stage)
-        batch = next(iter(getattr(data, loader)()))
+        batch = data.on_after_batch_transfer(next(iter(getattr(data, loader)())), 0)
         assert batch["images"].shape == (1, 2, 3, 48, 48)
         assert 0.1 < batch["masks"].mean() < 0.9
         assert batch["landmarks"].shape == (1, 2, 68, 2)

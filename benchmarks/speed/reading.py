@@ -1,11 +1,13 @@
 """How fast frames are delivered, and shards prepared.
 
 ``read``: cropped frames with landmarks and masks, from a tree of frames and from shards, with so
-many reading processes. ``decode``: the images of the same shards, by the same kind of loader, as
-they are stored: what all else is to be measured by. ``prepare``: a video to a shard, by one
-process, with given landmarks.
+many reading processes; "augmented": all that ``Augmentation`` can do; "floats": as a training on
+the CPU gets them, after ``on_after_batch_transfer``. ``decode``: the images of the same shards, by
+the same kind of loader, as they are stored: what all else is to be measured by. ``prepare``: a
+video to a shard, with given landmarks, by so many processes, whose start counts.
 """
 
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from importlib import import_module
@@ -22,8 +24,19 @@ PEOPLE = (8, 0, 0)  # of the set that is made where none is given
 READER = ("datamodules.voxceleb", "VoxCeleb")  # by name, as in configs
 SHARDS = ("datamodules.shards", "Shards")
 VIDEOS, FRAMES = 6, 300  # that are made for shards
+PROCESSES, TURNS = (1, 2, 4), 6  # that make shards of them, how often
 NOISE = 2.0  # of the videos, grey levels: a frame of 224 pixels has about 20 kB
-AUGMENTATION = {"shift": 0.045, "scale": 0.1, "rotation": 10.0, "flip": 0.5}  # of a training
+AUGMENTATION = {  # everything
+    "shift": 0.045,
+    "scale": 0.1,
+    "rotation": 10.0,
+    "flip": 0.5,
+    "brightness": 0.2,
+    "contrast": 0.2,
+    "saturation": 0.2,
+    "tint": 0.1,
+    "cover": 0.3,
+}
 
 
 def candidates(
@@ -55,18 +68,27 @@ def shard_candidates(
         root: an empty folder for them.
         size: side of the stored and of the delivered crops.
         clips: in a batch.
-        frames: of a clip.
+        frames: of a clip; rows called "single" have as many images in clips of one.
         workers: reading processes; 0 = this one.
     """
     plan = _made_shards(root, size)
     batch = clips * frames
-    found = [_preparing(plan, root, size)]
+    found = [_preparing(plan, root, size, count) for count in PROCESSES]
     augmentation = import_module("datamodules.augment").Augmentation(**AUGMENTATION)
     for count in workers:
         run, images = _bare(plan.out, batch, count)
         found.append(Candidate(f"decode/shards/{size}/{batch}/bare/{count}", run, images, 1))
-        for name, options in (("shards", {}), ("augmented", {"augmentation": augmentation})):
-            run, images = _epoch(plan.out, size, clips, frames, count, SHARDS, options)
+        for name, of_clip, options, floats in (  # epochs as long as that of bare decoding
+            ("shards", frames, {}, False),
+            ("floats", frames, {}, True),
+            ("augmented", frames, {"augmentation": augmentation}, False),
+            ("single", 1, {}, False),
+            ("single-augmented", 1, {"augmentation": augmentation}, False),
+        ):
+            options = {"batches_per_epoch": VIDEOS * FRAMES // batch} | options
+            run, images = _epoch(
+                plan.out, size, batch // of_clip, of_clip, count, SHARDS, options, floats
+            )
             found.append(Candidate(f"read/shards/{size}/{batch}/{name}/{count}", run, images, 1))
     return found
 
@@ -107,16 +129,23 @@ def _made_shards(root: Path, size: int) -> Any:
     return plan
 
 
-def _preparing(plan: Any, root: Path, size: int) -> Candidate:
-    """One video, again and again."""
-    shard = import_module("datamodules.preparation.shard")
-    job = replace(plan.jobs()[0], out=root / "again")
+def _preparing(plan: Any, root: Path, size: int, processes: int) -> Candidate:
+    """All videos, ``TURNS`` times, by so many processes that are started for it."""
+    launch = import_module("datamodules.preparation.launch")
+    out = root / "again"
+    jobs = [
+        replace(job, shard=turn * VIDEOS + job.shard, out=out)
+        for turn in range(TURNS)
+        for job in plan.jobs()
+    ]
 
     def run() -> None:
-        job.tar.unlink(missing_ok=True)
-        shard.prepare_shard(job)
+        shutil.rmtree(out, ignore_errors=True)
+        for _ in launch.local(jobs, processes):
+            pass
 
-    return Candidate(f"prepare/videos/{size}/1/local/1", run, FRAMES, 1)
+    images = FRAMES * len(jobs)
+    return Candidate(f"prepare/videos/{size}/1/local/{processes}", run, images, 1)
 
 
 class _Stored(Dataset):
@@ -136,7 +165,7 @@ class _Stored(Dataset):
         return len(self.frames)
 
     def __getitem__(self, index: int) -> torch.Tensor:
-        return self.source.read_image(*self.frames[index])
+        return self.source.read_image(*self.frames[index]).permute(1, 2, 0)  # as it was decoded
 
 
 def _bare(root: Path, batch: int, workers: int) -> tuple[Callable[[], object], int]:
@@ -166,6 +195,7 @@ def _epoch(
     workers: int,
     reader_class: tuple[str, str] = READER,
     options: dict[str, Any] | None = None,
+    floats: bool = False,
 ) -> tuple[Callable[[], object], int]:
     module, name = reader_class
     reader: Any = getattr(import_module(module), name)(
@@ -180,7 +210,10 @@ def _epoch(
     loader = reader.train_dataloader()
     images = sum(len(batch["sample_ids"]) for batch in loader)  # also starts the processes
 
+    def finish(batch: Any) -> Any:
+        return reader.on_after_batch_transfer(batch, 0) if floats else batch
+
     def run() -> int:
-        return sum(len(batch["sample_ids"]) for batch in loader)
+        return sum(len(finish(batch)["sample_ids"]) for batch in loader)
 
     return run, images
