@@ -225,6 +225,8 @@ class Deng(FaceMethod):
         coefficient_weights: within Eq. 5.
         weights: of the loss terms.
         recognizer: a face recognition network's file for Eq. 4.
+        compared: in Eq. 4. "whole" = the picture with the rendering on black (the public code);
+            "shared" = of both only what is drawn and not covered by anything, ours.
         lr: learning rate of Adam.
         kernel_lr: learning rate of Muon (Jordan et al. 2024), ours, for the backbone's
             convolutions; None = Adam for all, as in the paper.
@@ -265,6 +267,7 @@ class Deng(FaceMethod):
         coefficient_weights: CoefficientWeights = CoefficientWeights(),
         weights: Weights = Weights(),
         recognizer: str | None = None,
+        compared: Literal["whole", "shared"] = "whole",
         lr: float = 1e-4,
         kernel_lr: float | None = None,
         landmark_steps: int = 0,
@@ -273,7 +276,7 @@ class Deng(FaceMethod):
     ) -> None:
         super().__init__()
         self.weights, self.coefficient_weights = weights, coefficient_weights
-        self.recognizer_file = recognizer
+        self.recognizer_file, self.compared = recognizer, compared
         self._recognizer: list[Recognizer] = []  # in a list, so that checkpoints do not hold it
         self.face_model = load_face_model(face_model, identity_dims, expression_dims, albedo_dims)
         self.image_size, self.light_channels = image_size, light_channels
@@ -389,7 +392,7 @@ class Deng(FaceMethod):
         return {
             "photometric": masked_l21(rendered, images, self.attention(images, mask)),  # Eq. 2
             "landmark": self.landmark_term(points, batch),
-            "perceptual": self.perceptual_term(rendered, points, batch),
+            "perceptual": self.perceptual_term(rendered, mask, points, batch),
             "coefficients": self.coefficient_term(x.identity, x.expression, x.albedo),
             "texture": region_variance(albedo, self.flat),  # Eq. 6
             "light_colour": light_colour_l2(x.light),
@@ -428,17 +431,24 @@ class Deng(FaceMethod):
     def perceptual_term(
         self,
         rendered: Float[Tensor, "b v 3 h w"],
+        mask: Float[Tensor, "b v 1 h w"],
         points: Float[Tensor, "b v 68 2"],
         batch: FaceBatch,
     ) -> Tensor:
-        """Eq. 4; picture and rendering are aligned by their own landmarks; 0 if it does not
-        count.
+        """Eq. 4; picture and rendering are aligned by their own landmarks, the picture by the
+        rendering's where one is missing; 0 if it does not count.
         """
         if not self.weights.perceptual:
             return rendered.new_zeros(())
+        photos, points = batch["images"], points.detach()
+        if self.compared == "shared":
+            shared = (mask > 0) * batch["masks"]
+            photos, rendered = shared * photos, shared * rendered
+        known = batch["landmark_confidence"][..., None] > 0
+        landmarks = torch.where(known, batch["landmarks"], points)
         recognizer = self.recognizer()
-        wanted = recognizer.photo_features(batch["images"], batch["landmarks"])
-        found = recognizer.features(align_112(rendered, points.detach()))
+        wanted = recognizer.photo_features(photos, landmarks)
+        found = recognizer.features(align_112(rendered, points))
         return cosine_distance(found, wanted)
 
     def recognizer(self) -> Recognizer:
