@@ -11,6 +11,7 @@ set: ``python -m benchmarks run micc --help``. ``report`` makes leaderboards of 
 folders, as a page, Markdown and LaTeX.
 """
 
+import inspect
 import json
 import re
 import sys
@@ -35,8 +36,10 @@ BENCHMARKS = {
     "celeba": "benchmarks.celeba.CelebA",
     "now": "benchmarks.now.NoW",
     "realy": "benchmarks.realy.REALY",
+    "synthetic": "benchmarks.synthetic_faces.SyntheticFaces",
 }
 RESULTS = Path("runs/benchmarks")
+PLAIN = ("nme_0_30", "nme_30_60", "nme_60_90", "nme_mean", "nme_std", "nme_all")
 FROM_RUN = {"image_size": "model", "crop_margin": "data.init_args"}  # where a run's config has them
 
 
@@ -52,9 +55,12 @@ def main(arguments: list[str] | None = None) -> int:
         return _reporting(lambda: _leaderboards(arguments[1:]))
     if command not in COMMANDS or name not in BENCHMARKS:
         known = f"benchmarks: {', '.join(BENCHMARKS)}\n"
-        asked = command in ("-h", "--help")
-        (sys.stdout if asked else sys.stderr).write(f"{__doc__}\n{known}")
-        return 0 if asked else 2
+        if {"-h", "--help"} & {command, name}:
+            sys.stdout.write(f"{__doc__}\n{known}")
+            return 0
+        wrong = f"no benchmark '{name}'" if command in COMMANDS else f"no command '{command}'"
+        sys.stderr.write(f"{__doc__}\n{known}error: {wrong if command else 'no command'}\n")
+        return 2
     return _reporting(lambda: COMMANDS[command](name, rest))
 
 
@@ -81,13 +87,12 @@ def _run(name: str, arguments: list[str]) -> int:
     parser = _parser(f"run {name}")
     parser.add_argument("--checkpoint", type=Path, required=True, help="of a run's folder")
     keys = parser.add_class_arguments(benchmark_class(name))
-    given, _ = _checkpoint_parser().parse_known_args(arguments)
+    given, _ = _checkpoint_parser(parser.prog).parse_known_args(arguments)
     method = None
     if given.checkpoint is not None:
         method, config = run_settings(given.checkpoint)
         parser.set_defaults({k: v for k, v in _of_run(config).items() if k in keys})
-    options = parser.parse_args(arguments)
-    benchmark = benchmark_class(name)(**{key: options[key] for key in keys})
+    options, benchmark = _parsed(parser, name, arguments)
     results = benchmark.run(load_predictor(options.checkpoint))
     path = options.checkpoint
     folder = options.out or path.parent.parent / "benchmarks"
@@ -95,11 +100,18 @@ def _run(name: str, arguments: list[str]) -> int:
     return _report(results.with_run(method=method, checkpoint=str(path), **of_run), folder)
 
 
-def _checkpoint_parser() -> Any:
+def _parsed(parser: ArgumentParser, name: str, arguments: list[str]) -> tuple[Any, Benchmark]:
+    """All options, and the benchmark that those of its own make."""
+    kind = benchmark_class(name)
+    options = parser.instantiate(parser.parse_args(arguments))
+    return options, kind(**{key: options[key] for key in inspect.signature(kind).parameters})
+
+
+def _checkpoint_parser(program: str) -> Any:
     """Only looks for the checkpoint, whose run has the defaults of the rest."""
     import argparse
 
-    parser = argparse.ArgumentParser(add_help=False)
+    parser = argparse.ArgumentParser(program, add_help=False)
     parser.add_argument("--checkpoint", type=Path)
     return parser
 
@@ -123,18 +135,22 @@ def _score(name: str, arguments: list[str]) -> int:
     from benchmarks.scans import MeshBenchmark
 
     if not issubclass(benchmark_class(name), MeshBenchmark):
-        raise DataError(f"{name} compares colours, not meshes: python -m benchmarks run {name}")
+        raise DataError(f"{name} compares more than meshes: python -m benchmarks run {name}")
     parser = _parser(f"score {name}")
     parser.add_argument("--predictions", type=Path, required=True, help="folder of meshes")
     parser.add_argument("--unit", type=str, default="mm", help="of the meshes: mm, cm, dm, m, um")
     parser.add_argument("--name", type=str | None, help="of the method; default: the folder's")
-    keys = parser.add_class_arguments(benchmark_class(name))
-    options = parser.parse_args(arguments)
-    benchmark = benchmark_class(name)(**{key: options[key] for key in keys})
+    parser.add_class_arguments(benchmark_class(name))
+    options, benchmark = _parsed(parser, name, arguments)
     assert isinstance(benchmark, MeshBenchmark)
     folder = MeshFolder(options.predictions, options.unit, benchmark.needs_landmarks)
     results = benchmark.score(folder)
-    method = options.name or options.predictions.resolve().name
+    return _report_others(results, options, options.predictions.resolve().name)
+
+
+def _report_others(results: Results, options: Any, default: str) -> int:
+    """What somebody else's method was scored with."""
+    method = options.name or default
     results = results.with_run(name=method, predictions=str(options.predictions))
     return _report(results, options.out or RESULTS / _file_name(method))
 
@@ -152,42 +168,36 @@ def _parser(command: str) -> ArgumentParser:
 
 
 def _report(results: Results, folder: Path) -> int:
-    paths = results.save(folder)
-    sys.stdout.write(f"{results.to_markdown()}\nwritten to {', '.join(map(str, paths))}\n")
+    sys.stdout.write(results.to_markdown())
+    try:
+        paths = results.save(folder)
+    except OSError as error:
+        raise DataError(f"the results cannot be written to '{folder}': {error}") from error
+    sys.stdout.write(f"\nwritten to {', '.join(map(str, paths))}\n")
     return 0 if results.means() else 1
 
 
 def _score_arrays(arguments: list[str]) -> int:
     from benchmarks.aflw2000 import score_arrays
 
-    parser = ArgumentParser(prog="python -m benchmarks score aflw2000")
+    parser = _parser("score aflw2000")
     for name, meaning in (
         ("predictions", ".npy (n, 68, 2 or 3) or (n, 2 or 3, 68), pixels"),
         ("labels", ".npy, true points in the same pixels"),
         ("yaw", ".npy (n,), degrees"),
     ):
         parser.add_argument(f"--{name}", type=Path, required=True, help=meaning)
-    parser.add_argument("--json", type=Path | None, help="also write the figures there")
+    parser.add_argument("--json", type=Path | None, help="also write the plain figures there")
+    parser.add_argument("--name", type=str | None, help="of the method; default: the file's")
     options = parser.parse_args(arguments)
-    found = score_arrays(options.predictions, options.labels, options.yaw)
+    results, figures = score_arrays(options.predictions, options.labels, options.yaw)
     if options.json is not None:
         options.json.parent.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(found, indent=2, allow_nan=False) + "\n"
+        text = json.dumps(figures, indent=2, allow_nan=False) + "\n"
         options.json.write_text(text, encoding="utf-8")
-    count, (first, second, third) = sum(found["counts"]), found["counts"]
-    lines = [f"NME in % of {count} images, {found['failures']} failures left out"]
-    for key, meaning in (
-        ("nme_0_30", f"|yaw| <= 30 ({first})"),
-        ("nme_30_60", f"30 < |yaw| <= 60 ({second})"),
-        ("nme_60_90", f"|yaw| > 60 ({third})"),
-        ("nme_mean", "mean of the bins"),
-        ("nme_std", "standard deviation of the bins' means"),
-        ("nme_all", "all images"),
-    ):
-        value = found[key]
-        lines.append(f"{key:10} {'-' if value is None else f'{value:.3f}':>8}  {meaning}")
-    sys.stdout.write("\n".join(lines) + "\n")
-    return 0 if count else 1
+    lines = [f"{k} {'-' if figures[k] is None else f'{figures[k]:.4f}'}" for k in PLAIN]
+    sys.stdout.write("\n".join(lines) + "\n\n")
+    return _report_others(results, options, options.predictions.stem)
 
 
 def _leaderboards(arguments: list[str]) -> int:

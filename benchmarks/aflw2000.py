@@ -3,7 +3,7 @@
 import math
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,12 +29,15 @@ from core.crop import face_crop, transform_points, warp
 from core.errors import AssetNotFoundError, DataError
 from core.face_models.files import read_mat
 from core.image_files import read_image
+from core.provenance import file_hash
 
 SIDE = 450  # of the images, pixels
 FIRST_PIXEL = 0.5  # MATLAB's pixel 1 has its centre here; ours counts from the corner
 HIDDEN = -1  # x of an unseen one of the 21 points; its y is no -1
 WIDE_3DDFA, WIDE_PRN = math.sqrt(2), 1.6  # side of the crop / box's longer side, / mean side
 MANY = 100  # images, of which one at least looks more than 3 degrees aside
+# Images in the bins of the whole set, by the yaws.
+WHOLE: dict[tuple[int, ...], str] = {(1312, 383, 305): "fitted", (1306, 462, 232): "AFLW's"}
 THRESHOLDS = [k / 10 for k in range(101)]  # of the cumulative curve, %
 
 TWENTY_ONE: tuple[tuple[int, ...], ...] = (
@@ -147,7 +150,6 @@ class AFLW2000(Benchmark):
             bar.update(len(images))
         bar.close()
         errors = truth.errors(predicted)
-        curve = metrics.cumulative_percent(errors["nme"], torch.tensor(THRESHOLDS))
         return Results(
             self.name,
             self._protocol(truth),
@@ -155,7 +157,7 @@ class AFLW2000(Benchmark):
             len(truth.names),
             dict(failures),
             per_sample={name: by_sample(truth.names, values) for name, values in errors.items()},
-            curves={"nme": [list(point) for point in zip(THRESHOLDS, curve.tolist(), strict=True)]},
+            curves={"nme": _curve(errors["nme"])},
             note=self.note(),
         )
 
@@ -342,7 +344,7 @@ def crop_matrices(
     return matrices
 
 
-def score_arrays(predictions: Path, labels: Path, yaws: Path) -> dict[str, Any]:
+def score_arrays(predictions: Path, labels: Path, yaws: Path) -> tuple[Results, dict[str, Any]]:
     """The sparse NME of bare arrays, all in the same pixels, in any order of images.
 
     Args:
@@ -351,6 +353,7 @@ def score_arrays(predictions: Path, labels: Path, yaws: Path) -> dict[str, Any]:
         yaws: .npy (n,), degrees.
 
     Returns:
+        The results, in which images are called "row 0" and so on; and their figures alone:
         nme_0_30, nme_30_60, nme_60_90, nme_mean, nme_all in %, None for no image; nme_std of the
         three bins; counts of the bins; failures, rows with NaN, which are in no mean; cumulative,
         the share of images (%) of at most 0, 0.1, ... 10 %.
@@ -364,24 +367,36 @@ def score_arrays(predictions: Path, labels: Path, yaws: Path) -> dict[str, Any]:
         raise DataError(f"'{labels}' holds NaN or infinite numbers; it shall hold the truth")
     errors = metrics.nme_percent(read_landmarks(predictions, len(true)), true)
     yaw = read_yaws(yaws, len(true))
-    good = errors.isfinite()
-    found = asdict(metrics.by_yaw(errors[good], yaw[good]))
-    first, second, third = found["bins"]
-    curve = metrics.cumulative_percent(errors, torch.tensor(THRESHOLDS)).tolist()
-    figures = {
-        "nme_0_30": first,
-        "nme_30_60": second,
-        "nme_60_90": third,
-        "nme_mean": found["mean"],
-        "nme_all": found["overall"],
-        "nme_std": found["std"],
+    errors = errors.masked_fill(~errors.isfinite(), torch.nan)
+    names = [f"row {k}" for k in range(len(true))]
+    failed = [names[k] for k in errors.isnan().nonzero().flatten().tolist()]
+    counts = bin_counts(yaw)
+    whole = WHOLE.get(tuple(counts))
+    part = f"{len(true)} rows of arrays" if whole is None else f"All {len(true)} images"
+    results = Results(
+        AFLW2000.name,
+        f"{part} ({'/'.join(map(str, counts))} by the {whole or 'given'} yaw), landmarks given as "
+        f"arrays, labels '{labels.name}' ({file_hash(labels)[:6]}). NME in % of sqrt(w h) of the "
+        "box of the true 68 points; hidden points count.",
+        by_bins("nme", MEANING["nme"], errors, yaw),
+        len(true),
+        {"NaN or infinite landmarks": failed} if failed else {},
+        per_sample={"nme": by_sample(names, errors)},
+        curves={"nme": _curve(errors)},
+    )
+    found = {f"nme_{key}": results[f"nme_{key}_percent"].value for key in BINS}
+    return results, {
+        **{key: summary.mean for key, summary in found.items()},
+        "nme_std": found["nme_mean"].std,
+        "counts": [summary.n for summary in list(found.values())[:3]],
+        "failures": len(failed),
+        "cumulative": [share for _, share in results.curves["nme"]],
     }
-    return {
-        **{key: None if math.isnan(value) else value for key, value in figures.items()},
-        "counts": list(found["counts"]),
-        "failures": int((~good).sum()),
-        "cumulative": curve,
-    }
+
+
+def _curve(errors: Float[Tensor, " n"]) -> list[list[float]]:
+    shares = metrics.cumulative_percent(errors, torch.tensor(THRESHOLDS))
+    return [list(point) for point in zip(THRESHOLDS, shares.tolist(), strict=True)]
 
 
 def read_landmarks(path: Path, count: int | None = None) -> Float[Tensor, "n 68 2"]:

@@ -7,6 +7,7 @@ Anything that maps images to a Reconstruction can be scored, also a model that i
     results.save(Path("runs/mine/benchmarks"))
 """
 
+import hashlib
 import json
 import math
 from abc import ABC, abstractmethod
@@ -28,6 +29,7 @@ Predict = Callable[[Tensor], Reconstruction]
 """Images "b v 3 h w", RGB in [0, 1], on the CPU -> one face per image, on any device."""
 
 PER_CENT, DEGREES, MILLIMETRES, GREY_LEVELS = "%", "degrees", "mm", "0..255"
+SHOWN = 3  # samples whose meshes are kept
 
 
 @dataclass(frozen=True)
@@ -264,6 +266,17 @@ def require_folder(what: str, folder: Path, remedy: str, licence: str | None = N
     """
     if not folder.is_dir():
         raise AssetNotFoundError(what, f"'{folder}'", remedy, licence)
+
+
+def shown(names: list[str]) -> set[str]:
+    """The samples to keep a mesh of for a look: at regular steps, whatever their errors will be."""
+    return {names[len(names) * k // SHOWN] for k in range(SHOWN)} if names else set()
+
+
+def listed(names: list[str], what: str) -> str:
+    """So many named ones, for a protocol; another choice of as many reads otherwise."""
+    digest = hashlib.sha256("\n".join(sorted(names)).encode()).hexdigest()
+    return f"{len(names)} named {what} ({_few(names, 3)}; list {digest[:6]})"
 
 
 def by_sample(names: list[str], values: Float[Tensor, " n"]) -> dict[str, float]:

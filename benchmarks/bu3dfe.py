@@ -9,9 +9,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from benchmarks.base import Predict, Results, require_folder
+from benchmarks.base import Predict, Results, listed, require_folder
 from benchmarks.predictions import FaceMesh, fans
-from benchmarks.scans import Scale, ScanBenchmark, ScanProtocol
+from benchmarks.scans import USUAL, ScanBenchmark, ScanProtocol
 from benchmarks.views import FaceFinder, Views, lookup
 from core.crop import MARGIN
 from core.errors import DataError
@@ -55,10 +55,7 @@ class BU3DFE(ScanBenchmark):
         which: two_view or neutral.
         image_landmarks: folder with F0001/F0001_AN01WH_RAW_0.npy or .txt and so on; otherwise the
             detector looks for the face.
-        crop_mm: radius of the crop.
-        scale: mesh, global or none; see ``benchmarks.scans.ScanProtocol``.
-        symmetric: also from mesh to scan.
-        trim: the fraction of points that the alignment does not look at.
+        protocol: how a face is compared with a scan.
         subjects: names to score these only; otherwise the data set must be whole.
         image_size: side of the crops of photographs, pixels: what the method takes.
         crop_margin: side of these in units of the landmarks' box: that of the training.
@@ -72,16 +69,13 @@ class BU3DFE(ScanBenchmark):
         root: Path,
         which: Literal["two_view", "neutral"] = "two_view",
         image_landmarks: Path | None = None,
-        crop_mm: float = 95.0,
-        scale: Scale = "mesh",
-        symmetric: bool = False,
-        trim: float = 0.0,
+        protocol: ScanProtocol = USUAL,
         subjects: list[str] | None = None,
         image_size: int = 256,
         crop_margin: float = MARGIN,
         progress: bool = True,
     ) -> None:
-        super().__init__(ScanProtocol(crop_mm, scale, symmetric, trim), progress)
+        super().__init__(protocol, progress)
         self.root, self.which, self.subjects = root, which, subjects
         self.views = Views(FaceFinder(image_landmarks), image_size, crop_margin)
 
@@ -119,7 +113,7 @@ class BU3DFE(ScanBenchmark):
 
     def describe(self) -> str:
         """The protocol's name and its subjects."""
-        people = "" if self.subjects is None else f" of {len(self.subjects)} named subjects"
+        people = "" if self.subjects is None else f" of {listed(self.subjects, 'subjects')}"
         return f"Protocol '{self.which}', stand-ins for private lists and maps{people}."
 
     def scans(self, sample: str) -> list[FaceMesh]:

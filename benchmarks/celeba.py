@@ -23,7 +23,12 @@ from benchmarks.base import (
     on_cpu,
     require_folder,
 )
-from benchmarks.metrics import coverage_percent, photometric_255, photometric_rgb_255
+from benchmarks.metrics import (
+    coverage_percent,
+    error_curve,
+    photometric_255,
+    photometric_rgb_255,
+)
 from benchmarks.views import FaceFinder
 from core.contracts import Reconstruction
 from core.crop import MARGIN, face_crop, five_point_crop, warp
@@ -36,6 +41,7 @@ TEST = "2"  # in list_eval_partition.txt
 FOLDERS = {True: "img_align_celeba", False: "img_celeba"}
 LISTS = {True: "list_landmarks_align_celeba.txt", False: "list_landmarks_celeba.txt"}
 PLACES = ("", "Img", "Anno", "Eval")  # folders of the release
+CURVES = {"photometric_255": 50.0, "photometric_rgb_255": 50.0}  # how far each curve goes
 INSIDE = 0.99  # of a crop's pixel: less of it is in the photograph
 MEANING = {
     "photometric_255": (GREY_LEVELS, "absolute difference, mean over RGB (CEST)"),
@@ -159,6 +165,7 @@ class CelebA(Benchmark):
             len(names),
             dict(failures),
             per_sample={key: by_sample(names, values) for key, values in found.items()},
+            curves={key: error_curve(found[key], most) for key, most in CURVES.items()},
             note=f"Crops of {self.image_size} x {self.image_size} pixels, margin "
             f"{self.crop_margin:g}.",
         )

@@ -56,7 +56,7 @@ def load_predictor(checkpoint: Path) -> Predict:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(entry.load(), "model")
     settings = parser.parse_object({"model": config["model"]})
-    module: nn.Module = parser.instantiate_classes(settings).model
+    module: nn.Module = parser.instantiate(settings).model
     try:
         state = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
         module.load_state_dict(state)

@@ -1,5 +1,6 @@
 """FaceWarehouse: faces with expressions from photographs, vertex by vertex."""
 
+import math
 import re
 from collections import defaultdict
 from pathlib import Path
@@ -10,7 +11,17 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from tqdm import tqdm
 
-from benchmarks.base import MILLIMETRES, Metric, Predict, Results, Summary, require_folder
+from benchmarks.base import (
+    MILLIMETRES,
+    ErrorMesh,
+    Metric,
+    Predict,
+    Results,
+    Summary,
+    require_folder,
+    shown,
+)
+from benchmarks.metrics import error_curve
 from benchmarks.predictions import (
     OUTER_EYES,
     FaceMesh,
@@ -19,7 +30,7 @@ from benchmarks.predictions import (
     read_landmark_vertices,
     read_mesh,
 )
-from benchmarks.scans import MIN_POINTS, Faces, MeshBenchmark
+from benchmarks.scans import CURVE_MM, MIN_POINTS, Faces, MeshBenchmark, error_mesh
 from benchmarks.views import FaceFinder, Views, lookup
 from core.align import procrustes
 from core.crop import MARGIN
@@ -125,18 +136,22 @@ class FaceWarehouse(MeshBenchmark):
         names = self.samples()
         rows, unit = self._landmarks_and_unit()
         failures: dict[str, list[str]] = defaultdict(list)
-        comparison: _Comparison | None = None
+        comparison = self._comparison(faces, rows, unit)
         found: dict[str, dict[str, float]] = {region: {} for region in REGIONS}
+        looked_at, meshes = shown(names), {}
         for name in tqdm(names, desc=self.name, unit="mesh", disable=not self.progress):
             try:
                 true = self._true(name, rows, unit)
                 _check_true(true)
                 face = faces(name)
                 check_unit(face)
-                if comparison is None:  # the first face: the first tester's neutral one
-                    comparison = _Comparison(true, face)
-                for region, error in comparison.errors(true, face).items():
-                    found[region][name] = error
+                if isinstance(comparison, DataError):
+                    raise comparison
+                distance = comparison.distances(true, face)
+                for region, part in comparison.regions.items():
+                    found[region][name] = float(distance[part].mean())
+                if name in looked_at:
+                    meshes[name] = comparison.picture(true, distance)
             except ValueError as error:
                 failures[str(error)].append(name)
         table = [
@@ -151,13 +166,38 @@ class FaceWarehouse(MeshBenchmark):
         protocol = (
             f"{len(names)} meshes of {len(self.testers)} testers ({self.testers[0]} to "
             f"{self.testers[-1]}, stand-ins), one photograph each; 1 unit of the data set = "
-            f"{unit:.4g} mm. Corresponding points by a map made on the first face; a similarity on "
+            f"{unit:.4g} mm. Corresponding points by a map made on the first neutral face; a "
+            "similarity on "
             "region S; mean Euclidean distance of vertices. Mean ± population std over the meshes."
         )
         per_sample = {f"{region}_mm": values for region, values in found.items()}
         return Results(
-            self.name, protocol, table, len(names), dict(failures), per_sample=per_sample
+            self.name,
+            protocol,
+            table,
+            len(names),
+            dict(failures),
+            per_sample=per_sample,
+            curves={
+                key: error_curve(torch.tensor([v.get(n, math.nan) for n in names]), CURVE_MM)
+                for key, v in per_sample.items()
+            },
+            note="" if isinstance(comparison, DataError) else comparison.coverage,
+            meshes=meshes,
         )
+
+    def _comparison(self, faces: Faces, rows: Tensor, unit: float) -> "_Comparison | DataError":
+        """By the first tester's neutral face, or the next one's if it cannot be compared."""
+        for tester in self.testers:
+            name = f"{tester}/pose_{POSES[0]}"
+            try:
+                true, face = self._true(name, rows, unit), faces(name)
+                _check_true(true)
+                check_unit(face)
+                return _Comparison(true, face)
+            except ValueError as error:
+                reason = error
+        return DataError(f"no neutral face gives corresponding points; the last one: {reason}")
 
     def _path(self, name: str, suffix: str) -> Path:
         tester, pose = name.split("/")
@@ -217,15 +257,16 @@ class _Comparison:
         self.triangles = face.triangles
         valid = torch.from_numpy(self.map.valid)
         distance = (true.vertices - true.nose_tip).norm(dim=-1)
-        self.regions: dict[str, Bool[Tensor, " n"]] = {
-            name: valid & (distance < radius) for name, radius in REGIONS.items()
-        }
+        inside = {name: distance < radius for name, radius in REGIONS.items()}
+        self.regions: dict[str, Bool[Tensor, " n"]] = {k: valid & x for k, x in inside.items()}
+        parts = [f"{int(self.regions[k].sum())} of {int(x.sum())}" for k, x in inside.items()]
+        self.coverage = f"Vertices with a corresponding point: S {parts[0]}, L {parts[1]}."
         count = int(self.regions["s"].sum())
         if count < MIN_POINTS:
             raise DataError(f"only {count} vertices of region S have a corresponding point")
 
-    def errors(self, true: FaceMesh, face: FaceMesh) -> dict[str, float]:
-        """Mean distances in mm by region.
+    def distances(self, true: FaceMesh, face: FaceMesh) -> Float[Tensor, " n"]:
+        """From each vertex of the data set to its corresponding point, mm.
 
         Raises:
             DataError: the face has another topology than the first one.
@@ -239,8 +280,12 @@ class _Comparison:
         points = self.map.apply(face.vertices.double())
         s = self.regions["s"]
         moved = procrustes(points[s], true.vertices[s]).apply(points)
-        distance = (moved - true.vertices).norm(dim=-1)
-        return {name: float(distance[rows].mean()) for name, rows in self.regions.items()}
+        return (moved - true.vertices).norm(dim=-1)
+
+    def picture(self, true: FaceMesh, distance: Float[Tensor, " n"]) -> ErrorMesh:
+        """The larger region."""
+        rows = self.regions["l"]
+        return error_mesh(true, rows, distance[rows])
 
 
 def vertices_at(obj: bytes, points: Float[Tensor, "k 2"], size: tuple[int, int]) -> torch.Tensor:

@@ -10,9 +10,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from benchmarks.base import Predict, Results, require_folder
+from benchmarks.base import Predict, Results, listed, require_folder
 from benchmarks.predictions import FaceMesh
-from benchmarks.scans import Scale, ScanBenchmark, ScanProtocol
+from benchmarks.scans import USUAL, ScanBenchmark, ScanProtocol
 from benchmarks.views import FaceFinder, Views, lookup
 from core.crop import MARGIN
 from core.errors import DataError
@@ -44,9 +44,8 @@ class FRGC(ScanBenchmark):
         root: the folder of Fall2003range.
         image_landmarks: folder with 02463d546.npy or .txt and so on, named like the scans;
             otherwise the detector looks for the face.
-        crop_mm: radius of the crop.
-        scale: mesh, global or none; see ``benchmarks.scans.ScanProtocol``.
-        trim: the fraction of points that the alignment does not look at.
+        protocol: how a face is compared with a scan; not ``symmetric``, for a range image is no
+            surface.
         seed: of the choice of scans.
         names: scans to score these only (02463d546); otherwise the data set must be whole.
         image_size: side of the crops of photographs, pixels: what the method takes.
@@ -60,16 +59,16 @@ class FRGC(ScanBenchmark):
         self,
         root: Path,
         image_landmarks: Path | None = None,
-        crop_mm: float = 95.0,
-        scale: Scale = "mesh",
-        trim: float = 0.0,
+        protocol: ScanProtocol = USUAL,
         seed: int = 0,
         names: list[str] | None = None,
         image_size: int = 256,
         crop_margin: float = MARGIN,
         progress: bool = True,
     ) -> None:
-        super().__init__(ScanProtocol(crop_mm, scale, trim=trim), progress)
+        if protocol.symmetric:
+            raise DataError("FRGC: protocol.symmetric needs scans with triangles; leave it false")
+        super().__init__(protocol, progress)
         self.root, self.seed, self.names = root, seed, names
         self.views = Views(FaceFinder(image_landmarks), image_size, crop_margin)
         self._files: dict[str, Path] = {}
@@ -101,9 +100,7 @@ class FRGC(ScanBenchmark):
     def describe(self) -> str:
         """Which scans."""
         if self.names is not None:
-            return (
-                f"{len(self.names)} named scans; figures with 'point' in their name are MGCNet's."
-            )
+            return f"{listed(self.names, 'scans')}; 'point' is MGCNet's error."
         return (
             f"{DRAWN} of {SCANS} scans, seed {self.seed}; the mean point-to-point distance is "
             "MGCNet's error."

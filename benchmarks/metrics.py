@@ -5,7 +5,6 @@ or NaN in the input. The inputs are not changed.
 """
 
 import math
-from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
@@ -38,40 +37,6 @@ def nme_percent(
 def yaw_bin(yaw_degrees: Float[Tensor, "*b"]) -> Int[Tensor, "*b"]:
     """0, 1 or 2 for |yaw| <= 30, (30, 60] and > 60 degrees."""
     return torch.bucketize(yaw_degrees.abs(), yaw_degrees.new_tensor(YAW_BINS))
-
-
-@dataclass(frozen=True)
-class ByYaw:
-    """Means of an error over the images of each bin of |yaw|, as the papers print them.
-
-    Attributes:
-        bins: for |yaw| <= 30, (30, 60] and > 60 degrees.
-        counts: images in each.
-        mean: of the three bins' means, so that each bin counts the same.
-        std: population standard deviation of the three means.
-        overall: mean over all images.
-    """
-
-    bins: tuple[float, float, float]
-    counts: tuple[int, int, int]
-    mean: float
-    std: float
-    overall: float
-
-
-def by_yaw(errors: Float[Tensor, " b"], yaw_degrees: Float[Tensor, " b"]) -> ByYaw:
-    """An error's means in the three bins of |yaw|; an empty bin, and what depends on it, is NaN."""
-    which = yaw_bin(yaw_degrees)
-    means = torch.stack([errors[which == k].double().mean() for k in range(3)])
-    counts = torch.bincount(which, minlength=3).tolist()
-    first, second, third = means.tolist()
-    return ByYaw(
-        (first, second, third),
-        (counts[0], counts[1], counts[2]),
-        means.mean().item(),
-        means.std(correction=0).item(),
-        errors.double().mean().item(),
-    )
 
 
 def balanced(yaw_degrees: Float[Tensor, " b"], seed: int) -> Int[Tensor, " m"]:

@@ -10,9 +10,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from benchmarks.base import Predict, Results, on_cpu, require_folder
+from benchmarks.base import Predict, Results, listed, on_cpu, require_folder
 from benchmarks.predictions import FaceMesh, landmark_vertices, read_mesh
-from benchmarks.scans import Scale, ScanBenchmark, ScanProtocol
+from benchmarks.scans import USUAL, ScanBenchmark, ScanProtocol
 from benchmarks.views import lookup
 from core.crop import MARGIN, face_crop, warp
 from core.detect import FaceDetector
@@ -57,10 +57,7 @@ class MICC(ScanBenchmark):
             pixels, origin at the top left corner of the image, and valid (f,). Otherwise the
             detector looks for the largest face in each frame.
         scan: frontal1, frontal2, or best: the nearer one (GANFit).
-        crop_mm: radius of the crop.
-        scale: mesh, global or none; see ``benchmarks.scans.ScanProtocol``.
-        symmetric: also from mesh to scan.
-        trim: the fraction of points that the alignment does not look at.
+        protocol: how a face is compared with a scan.
         subjects: names to score these only; otherwise there must be 53.
         image_size: side of the crops of frames, pixels: what the method takes.
         crop_margin: side of these in units of the landmarks' box: that of the training.
@@ -78,10 +75,7 @@ class MICC(ScanBenchmark):
         landmarks: Path | None = None,
         frame_landmarks: Path | None = None,
         scan: Literal["frontal1", "frontal2", "best"] = "frontal1",
-        crop_mm: float = 95.0,
-        scale: Scale = "mesh",
-        symmetric: bool = False,
-        trim: float = 0.0,
+        protocol: ScanProtocol = USUAL,
         subjects: list[str] | None = None,
         image_size: int = 256,
         crop_margin: float = MARGIN,
@@ -95,7 +89,7 @@ class MICC(ScanBenchmark):
                 f"MICC: image_size {image_size}, batch_size {batch_size}, every {every} and "
                 f"max_frames {max_frames}; wanted at least 1"
             )
-        super().__init__(ScanProtocol(crop_mm, scale, symmetric, trim), progress)
+        super().__init__(protocol, progress)
         self.root, self.landmarks, self.frame_landmarks = root, landmarks or root, frame_landmarks
         self.which, self.subjects = scan, subjects
         self.image_size, self.crop_margin, self.batch_size = image_size, crop_margin, batch_size
@@ -110,8 +104,11 @@ class MICC(ScanBenchmark):
     def describe(self) -> str:
         """The subjects and scans."""
         which = "the nearer of frontal1 and frontal2" if self.which == "best" else self.which
-        people = SUBJECTS if self.subjects is None else len(self.subjects)
-        return f"{people} subjects, three videos each, against scan {which}."
+        frames = "" if self.every == 1 else f" Every {self.every}. frame."
+        if self.max_frames is not None:
+            frames += f" At most {self.max_frames} frames of each."
+        people = people_of(self.subjects)
+        return f"{people}, three videos each, against scan {which}.{frames}"
 
     def scans(self, sample: str) -> list[FaceMesh]:
         """One scan, or those that there are for ``scan="best"``."""
@@ -252,6 +249,11 @@ def subjects_of(root: Path, wanted: list[str] | None) -> list[str]:
     if missing or not chosen:
         raise DataError(f"'{root}' has no {missing or 'subject at all'}")
     return chosen
+
+
+def people_of(wanted: list[str] | None) -> str:
+    """How many of MICC Florence's people are scored, and who, if not all."""
+    return f"{SUBJECTS} subjects" if wanted is None else listed(wanted, "subjects")
 
 
 def scan_path(root: Path, subject: str, name: str) -> Path | None:

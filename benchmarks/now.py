@@ -6,14 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 from tqdm import tqdm
 
-from benchmarks.base import MILLIMETRES, Metric, Predict, Results, Summary, require_folder
+from benchmarks.base import MILLIMETRES, Metric, Predict, Results, Summary, require_folder, shown
 from benchmarks.metrics import error_curve
 from benchmarks.predictions import FaceMesh, check_unit, read_mesh, seven_points, write_obj
-from benchmarks.scans import Faces, MeshBenchmark, within
+from benchmarks.scans import Faces, MeshBenchmark, error_mesh, within
 from benchmarks.views import FaceFinder, Views, lookup
 from core.align import procrustes
 from core.crop import MARGIN
@@ -122,6 +122,7 @@ class NoW(MeshBenchmark):
         names = list(self.samples())
         failures: dict[str, list[str]] = defaultdict(list)
         found: dict[str, Tensor] = {}
+        looked_at, meshes = shown(names), {}
         for name in tqdm(names, desc=self.name, unit="mesh", disable=not self.progress):
             try:
                 face = faces(name)
@@ -130,7 +131,10 @@ class NoW(MeshBenchmark):
                     write_obj(self.export / f"{name}.obj", face)
                     np.save(self.export / f"{name}.npy", seven_points(face).numpy())
                 scan = self._scan(name.partition("/")[0])
-                found[name] = scan_to_mesh_mm(scan, face).float()
+                rows = crop(scan)
+                found[name] = scan_to_mesh_mm(scan.vertices[rows], seven_points(scan), face).float()
+                if name in looked_at:
+                    meshes[name] = error_mesh(scan, rows, found[name])
             except ValueError as error:  # DataError is one
                 failures[str(error)].append(name)
         challenges = sorted({name.split("/")[1] for name in names})
@@ -145,6 +149,9 @@ class NoW(MeshBenchmark):
             )
             for group, part in groups.items()
         ]
+        pooled = table[0].value
+        middle = Summary(pooled.median, None, pooled.median, pooled.n)
+        table.append(Metric("all_median_mm", MILLIMETRES, "all: their median", middle))
         people = len({name.partition("/")[0] for name in names})
         protocol = (
             f"{len(names)} images of {people} subjects in '{(self.listing or Path(LISTING)).name}';"
@@ -152,7 +159,7 @@ class NoW(MeshBenchmark):
             " to the mesh; mean, population std and median over the vertices of all images "
             "together, n counts images."
         )
-        pooled = torch.cat([torch.zeros(0), *found.values()])
+        distances = torch.cat([torch.zeros(0), *found.values()])
         return Results(
             self.name,
             protocol,
@@ -160,7 +167,8 @@ class NoW(MeshBenchmark):
             len(names),
             dict(failures),
             per_sample={"mean_mm": {name: float(d.mean()) for name, d in found.items()}},
-            curves={"vertices_mm": error_curve(pooled, CURVE_MM)} if len(pooled) else {},
+            curves={"vertices_mm": error_curve(distances, CURVE_MM)} if len(distances) else {},
+            meshes=meshes,
         )
 
     def _scan(self, subject: str) -> FaceMesh:
@@ -178,24 +186,35 @@ class NoW(MeshBenchmark):
         return mesh
 
 
-def scan_to_mesh_mm(scan: FaceMesh, face: FaceMesh) -> Float[Tensor, " n"]:
+def crop(scan: FaceMesh) -> Bool[Tensor, " n"]:
+    """Which vertices of a scan, in millimetres, NoW compares.
+
+    Raises:
+        DataError: they are too few, or landmarks are missing.
+    """
+    points = seven_points(scan).double()
+    eyes, nose = (points[RIGHT_INNER] + points[LEFT_INNER]) / 2, points[NOSE]
+    size = (points[RIGHT_OUTER] - points[LEFT_OUTER]).norm() + (eyes - nose).norm()
+    return within(scan, nose + CENTRE * (eyes - nose), float(RADIUS * size / 2))
+
+
+def scan_to_mesh_mm(
+    points: Float[Tensor, "n 3"], landmarks: Float[Tensor, "7 3"], face: FaceMesh
+) -> Float[Tensor, " n"]:
     """NoW's distances from the vertices of the cropped scan to a face that is aligned with it.
 
     Args:
-        scan: millimetres.
+        points: these vertices, millimetres.
+        landmarks: of the scan.
         face: any unit and pose.
 
     Raises:
-        DataError: too little of the scan is in the crop, or landmarks are missing.
+        DataError: landmarks are missing.
         ValueError: NaN, no surface, or landmarks on one line.
     """
-    theirs, ours = seven_points(scan).double(), seven_points(face).double()
-    eyes, nose = (theirs[RIGHT_INNER] + theirs[LEFT_INNER]) / 2, theirs[NOSE]
-    size = (theirs[RIGHT_OUTER] - theirs[LEFT_OUTER]).norm() + (eyes - nose).norm()
-    rows = within(scan, nose + CENTRE * (eyes - nose), float(RADIUS * size / 2))
-    points = scan.vertices[rows].double()
+    points, start = points.double(), procrustes(seven_points(face).double(), landmarks.double())
     mesh = ClosestPoints(face.vertices, face.triangles)
-    pose = register(mesh, points, procrustes(ours, theirs)).pose  # quickly near to the least
+    pose = register(mesh, points, start).pose  # quickly near to the least
     pose = register(mesh, points, pose, planes=False).pose
     return mesh.moved(pose, points).distance
 

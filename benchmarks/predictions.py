@@ -160,7 +160,12 @@ class MeshFolder:
             return vertices[:0]
         path = _existing(self.folder, sample, LANDMARKS)
         if path is not None:
-            return read_points(path)
+            try:
+                return read_points(path)
+            except DataError as error:
+                raise DataError(
+                    "the predicted landmarks cannot be read, or are not (k, 3)"
+                ) from error
         if self.shared is None:
             raise DataError("the predicted mesh has no landmarks")
         if int(self.shared.max()) >= len(vertices):

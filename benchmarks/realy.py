@@ -1,6 +1,7 @@
 """REALY: regions of faces from photographs against scans, and files to be submitted."""
 
 import json
+import math
 import shutil
 from collections import defaultdict
 from pathlib import Path
@@ -13,9 +14,19 @@ from scipy.sparse.linalg import splu
 from torch import Tensor
 from tqdm import tqdm
 
-from benchmarks.base import MILLIMETRES, Metric, Predict, Results, Summary, require_folder
+from benchmarks.base import (
+    MILLIMETRES,
+    ErrorMesh,
+    Metric,
+    Predict,
+    Results,
+    Summary,
+    require_folder,
+    shown,
+)
+from benchmarks.metrics import error_curve
 from benchmarks.predictions import SEVEN, FaceMesh, check_unit, read_mesh, write_obj
-from benchmarks.scans import Faces, MeshBenchmark
+from benchmarks.scans import CURVE_MM, Faces, MeshBenchmark
 from benchmarks.views import FaceFinder, Views, lookup
 from core.align import Similarity, procrustes
 from core.crop import MARGIN
@@ -139,6 +150,7 @@ class REALY(MeshBenchmark):
         template = None if self.template is None else read_template(self.template)
         failures: dict[str, list[str]] = defaultdict(list)
         found: dict[str, dict[str, float]] = {region: {} for region in (*REGIONS, "all")}
+        looked_at, meshes = shown(names), {}
         for name in tqdm(names, desc=self.name, unit="mesh", disable=not self.progress):
             try:
                 face = faces(name)
@@ -149,13 +161,16 @@ class REALY(MeshBenchmark):
                 if self.export is not None:
                     self._write(name, face)
                 keypoints, regions = self._scan(name, scales)
-                errors = region_errors(regions, keypoints, face, points)
+                distances = region_distances(regions, keypoints, face, points)
             except ValueError as error:  # DataError is one
                 failures[str(error)].append(name)
                 continue
+            errors = {region: float(distance.mean()) for region, distance in distances.items()}
             for region, value in errors.items():
                 found[region][name] = value
             found["all"][name] = sum(errors.values()) / len(errors)
+            if name in looked_at:
+                meshes[name] = picture(regions, distances)
         table = [
             Metric(
                 f"{region}_mm",
@@ -173,7 +188,17 @@ class REALY(MeshBenchmark):
         )
         per_sample = {f"{region}_mm": values for region, values in found.items()}
         return Results(
-            self.name, protocol, table, len(names), dict(failures), per_sample=per_sample
+            self.name,
+            protocol,
+            table,
+            len(names),
+            dict(failures),
+            per_sample=per_sample,
+            curves={
+                key: error_curve(torch.tensor([v.get(n, math.nan) for n in names]), CURVE_MM)
+                for key, v in per_sample.items()
+            },
+            meshes=meshes,
         )
 
     def _write(self, name: str, face: FaceMesh) -> None:
@@ -213,13 +238,13 @@ class REALY(MeshBenchmark):
         return keypoints, {r: FaceMesh(v * scale, t, points) for r, (v, t) in meshes.items()}
 
 
-def region_errors(
+def region_distances(
     regions: dict[str, FaceMesh],
     keypoints: Float[Tensor, "85 3"],
     face: FaceMesh,
     points: Float[Tensor, "k 3"],
-) -> dict[str, float]:
-    """Mean distances of a scan's regions to the corresponding points of a face, mm.
+) -> dict[str, Float[Tensor, " _"]]:
+    """Distances of the vertices of a scan's regions to the corresponding points of a face, mm.
 
     Args:
         regions: of the scan, millimetres.
@@ -234,7 +259,7 @@ def region_errors(
     start = procrustes(points[seven].double(), keypoints[seven].double())
     moved = start.apply(face.vertices.double())
     mesh, points = ClosestPoints(moved, face.triangles), start.apply(points.double())
-    errors = {}
+    distances = {}
     for name, region in regions.items():
         if not region.vertices.isfinite().all() or not len(region.triangles):
             raise DataError(f"scan: its {name} has NaN or infinite vertices, or no triangles")
@@ -242,8 +267,19 @@ def region_errors(
         share = KEYPOINT_SHARE.get(name, 1.0)
         pose = hold(mesh, region.vertices, points[rows], keypoints[rows].double(), share)
         near = bend(mesh, pose, region)
-        errors[name] = float((near - region.vertices).norm(dim=-1).mean())
-    return errors
+        distances[name] = (near - region.vertices).norm(dim=-1)
+    return distances
+
+
+def picture(regions: dict[str, FaceMesh], distances: dict[str, Float[Tensor, " _"]]) -> ErrorMesh:
+    """All regions in one mesh, beside or upon each other."""
+    starts = np.cumsum([0, *(len(region.vertices) for region in regions.values())]).tolist()
+    triangles = [r.triangles + start for r, start in zip(regions.values(), starts, strict=False)]
+    return ErrorMesh(
+        torch.cat([region.vertices for region in regions.values()]).float(),
+        torch.cat(triangles),
+        torch.cat([distances[name] for name in regions]).float(),
+    )
 
 
 def hold(

@@ -27,9 +27,9 @@ from benchmarks.base import (
 )
 from benchmarks.dense import MODES, Mode, dense_nme_percent, in_image
 from benchmarks.metrics import error_curve
-from benchmarks.micc import SUBJECTS, read_scan, scan_path, subjects_of
+from benchmarks.micc import people_of, read_scan, scan_path, subjects_of
 from benchmarks.predictions import FaceMesh, check_unit
-from benchmarks.scans import ERRORS, Faces, Scale, ScanBenchmark, ScanProtocol, within
+from benchmarks.scans import ERRORS, USUAL, Faces, ScanBenchmark, ScanProtocol, within
 from benchmarks.views import lookup, meshes_of
 from core.camera import WeakPerspectiveCamera, frontal
 from core.contracts import Reconstruction
@@ -89,10 +89,7 @@ class MICCRenderings(ScanBenchmark):
         seed: of the random poses.
         scan: frontal1 or frontal2.
         images: folder to write the renderings to.
-        crop_mm: radius of the crop.
-        scale: mesh, global or none; see ``benchmarks.scans.ScanProtocol``.
-        symmetric: also from mesh to scan.
-        trim: the fraction of points that the alignment does not look at.
+        protocol: how a face is compared with a scan.
         subjects: names to score these only; otherwise there must be 53.
         image_size: side of the renderings, pixels: what the method takes.
         crop_margin: side of these in units of the landmarks' box: that of the training.
@@ -110,16 +107,13 @@ class MICCRenderings(ScanBenchmark):
         seed: int = 0,
         scan: Literal["frontal1", "frontal2"] = "frontal1",
         images: Path | None = None,
-        crop_mm: float = 95.0,
-        scale: Scale = "mesh",
-        symmetric: bool = False,
-        trim: float = 0.0,
+        protocol: ScanProtocol = USUAL,
         subjects: list[str] | None = None,
         image_size: int = 256,
         crop_margin: float = MARGIN,
         progress: bool = True,
     ) -> None:
-        super().__init__(ScanProtocol(crop_mm, scale, symmetric, trim), progress)
+        super().__init__(protocol, progress)
         if image_size < 1:
             raise DataError(f"MICCRenderings: image_size is {image_size}; wanted at least 1")
         self.root, self.landmarks, self.which, self.subjects = (
@@ -158,14 +152,13 @@ class MICCRenderings(ScanBenchmark):
 
     def describe(self) -> str:
         """The subjects and poses."""
-        people = SUBJECTS if self.subjects is None else len(self.subjects)
         count = len(self.poses(""))
         pitches = ", ".join(f"{pitch:g}" for pitch in self.pitches)
         yaws = ", ".join(f"{yaw:g}" for yaw in YAWS[self.kind])
         others = f" and {RANDOM[self.kind]} random ones, seed {self.seed}"
         return (
-            f"{people} subjects' scans {self.which} drawn in {count} poses each: pitch {pitches} x "
-            f"yaw {yaws} degrees{others if RANDOM[self.kind] else ''}."
+            f"{people_of(self.subjects)}, scans {self.which} drawn in {count} poses each: pitch "
+            f"{pitches} x yaw {yaws} degrees{others if RANDOM[self.kind] else ''}."
         )
 
     def scans(self, sample: str) -> list[FaceMesh]:

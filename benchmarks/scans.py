@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from tqdm import tqdm
 
-from benchmarks.base import MILLIMETRES, Benchmark, ErrorMesh, Metric, Results, Summary
+from benchmarks.base import MILLIMETRES, Benchmark, ErrorMesh, Metric, Results, Summary, shown
 from benchmarks.metrics import error_curve
 from benchmarks.predictions import FaceMesh, check_unit, common_landmarks
 from core.align import procrustes
@@ -20,7 +20,6 @@ from core.errors import DataError
 from core.registration import Closest, ClosestPoints, point_to_plane, register
 
 MIN_POINTS = 100  # of a cropped scan
-SHOWN = 3  # scans of each group whose meshes are kept
 CURVE_MM = 5.0  # how far the curves go
 ERRORS = {
     "rmse": "point to plane, root mean square",
@@ -45,12 +44,22 @@ class ScanProtocol:
         symmetric: mean of the errors from scan to face and from the face's vertices within the crop
             to the scan (GANFit); otherwise from scan to face only.
         trim: the fraction of points, those farthest away, that the alignment does not look at.
+
+    Raises:
+        DataError: the crop is empty, or trim no fraction.
     """
 
     crop_mm: float = 95.0
     scale: Scale = "mesh"
     symmetric: bool = False
     trim: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not self.crop_mm > 0 or not 0 <= self.trim < 1:
+            raise DataError(
+                f"crop_mm is {self.crop_mm} and trim {self.trim}; wanted a crop above 0 and a "
+                "fraction in [0, 1)"
+            )
 
     def __str__(self) -> str:
         sizes = {
@@ -64,6 +73,10 @@ class ScanProtocol:
             f"Scan cropped to {self.crop_mm:g} mm around the nose tip; landmarks, then "
             f"point-to-plane ICP{trimmed}: {sizes[self.scale]}; error of {ways}."
         )
+
+
+USUAL = ScanProtocol()
+"""Of Deng et al. 2019 and MGCNet."""
 
 
 def scan_errors(
@@ -96,15 +109,20 @@ def compare(
     pose = register(mesh, points, start, scale, trim=protocol.trim).pose
     near = mesh.moved(pose, points)
     errors = _errors(points, near)
-    new = near_tip.cumsum(0) - 1
-    kept = scan.triangles[near_tip[scan.triangles].all(-1)]
-    picture = ErrorMesh(points.float(), new[kept], point_to_plane(points, near).float())
+    picture = error_mesh(scan, near_tip, point_to_plane(points, near))
     if protocol.symmetric:
         moved = FaceMesh(pose.apply(face.vertices.double()), face.triangles, face.landmarks)
         points = cropped(moved, scan.nose_tip, protocol.crop_mm)
         back = _errors(points, ClosestPoints(scan.vertices, scan.triangles)(points))
         errors = {name: (value + back[name]) / 2 for name, value in errors.items()}
     return errors | {"scale": float(pose.scale)}, picture
+
+
+def error_mesh(mesh: FaceMesh, rows: Bool[Tensor, " n"], error: Float[Tensor, " m"]) -> ErrorMesh:
+    """The part of a mesh in which errors are known, those of its m vertices in ``rows``."""
+    new = rows.cumsum(0) - 1
+    kept = mesh.triangles[rows[mesh.triangles].all(-1)]
+    return ErrorMesh(mesh.vertices[rows].float(), new[kept], error.float())
 
 
 def cropped(mesh: FaceMesh, centre: Float[Tensor, "3"], radius: float) -> Float[Tensor, "m 3"]:
@@ -162,8 +180,6 @@ class ScanBenchmark(MeshBenchmark):
     """
 
     def __init__(self, protocol: ScanProtocol, progress: bool) -> None:
-        if not protocol.crop_mm > 0 or not 0 <= protocol.trim < 1:
-            raise ValueError(f"crop_mm must be positive and trim in [0, 1); got {protocol}")
         self.protocol, self.progress = protocol, progress
 
     @abstractmethod
@@ -198,13 +214,12 @@ class ScanBenchmark(MeshBenchmark):
         table, per_sample, curves = [], {}, {}
         meshes: dict[str, ErrorMesh] = {}
         for group, names in groups.items():
-            shown = {names[len(names) * k // SHOWN] for k in range(SHOWN)}
-            found = {}
+            looked_at, found = shown(names), {}
             for name, errors, mesh in self._each(
                 names, faces, failures, scale, size, f"{self.name} {group}"
             ):
                 found[name] = errors
-                if name in shown:
+                if name in looked_at:
                     meshes[name] = mesh
             for key, meaning in ERRORS.items():
                 values = {name: errors[key] for name, errors in found.items()}

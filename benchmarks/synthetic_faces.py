@@ -29,6 +29,7 @@ from benchmarks.base import (
     Summary,
     by_sample,
     on_cpu,
+    shown,
 )
 from core.align import procrustes
 from core.camera import Camera, PerspectiveCamera, WeakPerspectiveCamera, frontal
@@ -45,7 +46,6 @@ from core.uv import bake, unwrap, uv_grid
 
 BASELINE = "mean face"
 TEXELS = 96  # side of the UV map on which reflectance is compared
-SHOWN = 3  # faces whose meshes are kept
 CURVES = {"nme_percent": 10.0, "shape_mm": 5.0}  # how far each curve goes
 BY_SAMPLE = ["nme_percent", "pose_degrees", "shape_mm", "neutral_mm", "albedo_255"]
 BY_SAMPLE += ["photometric_255"]
@@ -150,7 +150,7 @@ class SyntheticFaces(Benchmark):
         """
         found, undetected = self._frames()
         frames = self._subset(found)
-        shown = [frames[len(frames) * k // SHOWN] for k in range(SHOWN)]
+        looked_at = shown(frames)
         failures: dict[str, list[str]] = defaultdict(list)
         notes: list[str] = []
         scores: list[dict[str, Tensor]] = []
@@ -168,7 +168,7 @@ class SyntheticFaces(Benchmark):
             scores.append(_score(face, batch, comparable, failures))
             names += batch.names
             if comparable:
-                meshes |= _meshes(face, batch, scores[-1]["shape_mm"], shown)
+                meshes |= _meshes(face, batch, scores[-1]["shape_mm"], looked_at)
             mean = mean_face(batch.model, self.image_size, self.crop_margin, len(batch.images))
             baseline.append(_score(mean, batch, True, None))
             yaws.append(euler_from_rotation(batch.rotation)[1])
@@ -420,7 +420,7 @@ def _score_finite(
 
 
 def _meshes(
-    face: Reconstruction, batch: _Batch, shape_mm: Float[Tensor, " b"], wanted: list[str]
+    face: Reconstruction, batch: _Batch, shape_mm: Float[Tensor, " b"], wanted: set[str]
 ) -> dict[str, ErrorMesh]:
     """The wanted faces that could be scored: aligned as for ``shape_mm``, with their distances."""
     region, found = batch.model.region("face"), {}

@@ -57,14 +57,15 @@ def log_results(logger: Logger, results: Results, step: int) -> None:
     ``benchmark/<name>/<metric>`` are the means. Weights & Biases also gets ``.../table`` with
     spread and baselines, ``.../samples`` with each sample's values, ``.../failures``, the curves
     (``.../curve/<metric>``), coloured points for the faces that the benchmark shows
-    (``.../errors/<sample>``), and in the run's summary the protocol and what was scored.
+    (``.../errors/<sample>``), and in the run's summary the protocol, its note and what was scored.
     """
     prefix = f"benchmark/{results.benchmark}"
     means = {f"{prefix}/{name}": value for name, value in results.means().items()}
     if isinstance(logger, WandbLogger):
         _log(logger, {f"{prefix}/{key}": x for key, x in _media(results).items()} | means, step)
         summary = logger.experiment.summary
-        summary.update({f"{prefix}/protocol": results.protocol, f"{prefix}/run": results.run})
+        facts = {"protocol": results.protocol, "note": results.note, "run": results.run}
+        summary.update({f"{prefix}/{key}": value for key, value in facts.items() if value})
     else:
         logger.log_metrics(means, step=step)
 

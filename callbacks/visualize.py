@@ -95,7 +95,7 @@ class Visualize(Callback):
     def _chosen(self, trainer: Trainer) -> Tensor:
         """At most ``faces`` images, "b 1 3 h w": of each clip the first, then the second, ..."""
         if self._images is None:
-            batch = _first_validation_batch(trainer)
+            batch = first_validation_batch(trainer)
             images = self._last_images if batch is None else batch["images"]
             by_view = images.transpose(0, 1).flatten(0, 1)[: self.faces, None]  # type: ignore[union-attr]
             if batch is None:
@@ -134,7 +134,7 @@ def reconstruction_sheet(
     return sheet(torch.cat(columns, 1), COLUMNS, title=title)
 
 
-def _first_validation_batch(trainer: Trainer) -> FaceBatch | None:
+def first_validation_batch(trainer: Trainer) -> FaceBatch | None:
     """From a loader of its own, so that no other's place changes; None without validation set."""
     data = getattr(trainer, "datamodule", None)
     if data is not None and is_overridden("val_dataloader", data, LightningDataModule):

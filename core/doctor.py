@@ -17,8 +17,10 @@ from importlib import import_module
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import Literal
+from urllib.parse import urlsplit
 
 PYTHON = (3, 11)
+WANDB_LOGIN = "user"  # the name that `wandb login` writes into .netrc with every key
 FREE_GB = 2.0  # what `make demo` writes, with room to spare
 FACE_MODELS = Path("data/face_models")
 DATASETS = {
@@ -275,10 +277,15 @@ def _disk(root: Path) -> Item:
 def _wandb() -> Item:
     """Whether runs could be sent: a key in the environment or in .netrc; it is not tried."""
     found = version("wandb")
-    host = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai").split("://")[-1].split("/")[0]
     file = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
-    in_file = file.is_file() and netrc.netrc(file).authenticators(host) is not None
-    if os.environ.get("WANDB_API_KEY") or in_file:
-        return Item("wandb", "found", f"{found}, a key for {host} is set.")
+    entries = netrc.netrc(file).hosts if file.is_file() else {}
+    url = os.environ.get("WANDB_BASE_URL")
+    if url is None:  # the usual server is another one in each version: look for what a login wrote
+        hosts = [host for host, (login, _, _) in entries.items() if login == WANDB_LOGIN]
+    else:
+        hosts = [host for host in entries if host == urlsplit(url).netloc]
+    if os.environ.get("WANDB_API_KEY") or hosts:
+        where = ", ".join(hosts) if hosts else "WANDB_API_KEY"
+        return Item("wandb", "found", f"{found}, there is a key: {where}.")
     step = "Nothing: runs are logged on this machine. To send them: `wandb login`."
-    return Item("wandb", "missing", f"{found}, not logged in to {host}.", step)
+    return Item("wandb", "missing", f"{found}, not logged in{f' to {url}' if url else ''}.", step)

@@ -15,7 +15,8 @@ from core.errors import DataError
 def read_image(path: Path, mode: Literal["RGB", "L"] = "RGB") -> UInt8[Tensor, "c h w"]:
     """Decode an image file, turned upright as its EXIF entry says.
 
-    Grey, palette, 16-bit and CMYK images are converted, alpha is dropped.
+    Grey, palette, 16-bit and CMYK images are converted, alpha is dropped. The pixels stay as they
+    were decoded: channels last in memory.
 
     Args:
         path: anything that Pillow reads.
@@ -34,4 +35,4 @@ def read_image(path: Path, mode: Literal["RGB", "L"] = "RGB") -> UInt8[Tensor, "
                 pixels = np.array(image.convert(mode))
     except Exception as error:  # Pillow's parsers raise a dozen kinds on damaged files
         raise DataError(f"'{path}' is not a readable image: {error}") from error
-    return torch.from_numpy(np.atleast_3d(pixels)).permute(2, 0, 1).contiguous()
+    return torch.from_numpy(np.atleast_3d(pixels)).permute(2, 0, 1)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from core.camera import Camera
 from core.contracts import Reconstruction
-from core.image import Size, height_width
+from core.image import Size, height_width, pixel_centres
 from core.lighting import shade
 from core.normals import normalize, vertex_normals
 from core.render import draw, render
@@ -165,6 +165,33 @@ def draw_landmarks(
     alpha = alpha.view(len(flat), 1, height, width)
     dots = flat.new_tensor(colour)[:, None, None]
     return (flat * (1 - alpha) + dots * alpha).view_as(images)
+
+
+def draw_lines(
+    images: Float[Tensor, "*b 3 h w"],
+    lines: Float[Tensor, "*b n 3"],
+    colours: Float[Tensor, "n 3"],
+    width: float = 1.2,
+) -> Float[Tensor, "*b 3 h w"]:
+    """The images with smooth straight lines from border to border, the last one on top.
+
+    Args:
+        images: stay as they are; a copy is returned.
+        lines: (a, b, c) with a x + b y + c = 0, pixels, (a, b) of unit length; one of zeros is left
+            out.
+        colours: RGB in [0, 1], of each line.
+        width: pixels.
+    """
+    ends = pixel_centres((images.shape[-2], images.shape[-1]), images)
+    ends = torch.cat([ends, torch.ones_like(ends[..., :1])], -1)
+    distance = torch.einsum("...nk,hwk->...nhw", lines.detach(), ends).abs()
+    opacity = (width / 2 + 0.5 - distance).clamp(0, 1)
+    opacity = opacity * lines.ne(0).any(-1)[..., None, None]
+    # of what is below a line, it lets 1 - opacity through
+    through = (1 - opacity).flip(-3).cumprod(-3).flip(-3)
+    above = torch.cat([through[..., 1:, :, :], torch.ones_like(through[..., :1, :, :])], -3)
+    drawn = torch.einsum("...nhw,nc->...chw", opacity * above, colours)
+    return images * through[..., :1, :, :] + drawn
 
 
 def sheet(

@@ -9,7 +9,7 @@ from core.image import Size, height_width
 from core.lighting import shade, shade_points
 from core.normals import normalize, vertex_normals
 from core.precision import at_least_float32, without_autocast
-from core.rasterize import interpolate, rasterize
+from core.rasterize import Fragments, interpolate, rasterize
 from core.surface import Surface
 from core.uv import wrap
 
@@ -73,7 +73,7 @@ def draw_lit(
     camera: Camera,
     size: Size,
     backend: str = "auto",
-) -> tuple[Float[Tensor, "b v 3 h w"], Float[Tensor, "b v 1 h w"]]:
+) -> tuple[Float[Tensor, "b v 3 h w"], Float[Tensor, "b v 1 h w"], Fragments]:
     """Draw meshes that are lit at their vertices, in at least float32 also under autocast.
 
     Args:
@@ -87,7 +87,8 @@ def draw_lit(
 
     Returns:
         The image over black, not clipped to [0, 1], with gradients to all but the triangles inside
-        the silhouette; and the mask, 1 where the mesh is seen, without gradient.
+        the silhouette; the mask, 1 where the mesh is seen, without gradient; and the fragments of
+        the b * v images, to draw more of the same with ``core.rasterize.interpolate``.
     """
     height, width = height_width(size)
     batch = vertices.shape[:2]
@@ -103,7 +104,7 @@ def draw_lit(
         )
         image = interpolate(colours, fragments, triangles, backend).movedim(-1, -3)
         mask = (fragments.triangle_index >= 0).float()[:, None]
-    return image.unflatten(0, batch), mask.unflatten(0, batch)
+    return image.unflatten(0, batch), mask.unflatten(0, batch), fragments
 
 
 def irradiance(surface: Surface, light: Float[Tensor, "b v 9 c"]) -> Float[Tensor, "b v c h w"]:

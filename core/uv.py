@@ -149,7 +149,7 @@ def unwrap(
         pixels, depth = camera.project(points)
     pixels, depth = pixels.unflatten(-2, texels), depth.detach().unflatten(-1, texels)
     with torch.no_grad(), without_autocast(vertices):
-        facing = _faces_camera(camera.project(vertices)[0], triangles)[..., grid.triangle_index]
+        facing = faces_camera(camera.project(vertices)[0], triangles)[..., grid.triangle_index]
         drawn = torch.cat([surface.depth, surface.normals, surface.mask], -3)
         drawn_depth, x, y, z, covered = sample(drawn, pixels, mode="nearest").unbind(-3)
         beside = (pixels - pixels.floor() - 0.5) / pixels_per_mm(camera)[..., None, None, None]
@@ -171,14 +171,21 @@ def _texel_values(values: Tensor, grid: UVGrid, triangles: Tensor) -> Tensor:
     return mixed.reshape(*values.shape[:-2], *index.shape, values.shape[-1])
 
 
-def _faces_camera(pixels: Tensor, triangles: Tensor) -> Tensor:
-    """Whether each triangle is seen from outside: counter-clockwise to the eye, as y is down."""
+def faces_camera(
+    pixels: Float[Tensor, "*b n 2"], triangles: Int[Tensor, "t 3"]
+) -> Bool[Tensor, "*b t"]:
+    """Whether each triangle shows its outside: it is counter-clockwise to the eye, as y is down.
+
+    Args:
+        pixels: where the vertices are seen, all before the camera.
+        triangles: counter-clockwise seen from outside.
+    """
     if pixels.device.type == "cpu":
         batch = pixels.shape[:-2]
         facing = torch.empty(batch.numel(), len(triangles), dtype=torch.bool)
         known = topology(triangles).triangles
         over_images(_facing, len(facing), pixels[None].flatten(0, -3), known, facing)
-        return facing.unflatten(0, batch)
+        return facing.view(*batch, len(triangles))
     a, b, c = (pixels.index_select(-2, corner) for corner in triangles.unbind(-1))
     p, q = b - a, c - a
     return p[..., 0] * q[..., 1] - p[..., 1] * q[..., 0] < 0

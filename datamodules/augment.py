@@ -77,10 +77,10 @@ class Augmentation:
 
     def recolour(self, images: UInt8[np.ndarray, "v 3 h w"], random: np.random.Generator) -> None:
         """Give the images other colours, in place, the same change for all."""
-        amount = np.array([self.brightness, self.contrast, self.saturation, *[self.tint] * 3])
-        factors = (1 + amount) ** random.uniform(-1, 1, 6)
-        if not amount.any():
+        amount = [self.brightness, self.contrast, self.saturation, *[self.tint] * 3]
+        if not any(amount):
             return
+        factors = (1 + np.array(amount)) ** random.uniform(-1, 1, 6)
         brightness, contrast, saturation, *tint = factors
         grey = np.tile(LUMINANCE, (3, 1))
         linear = np.diag(tint) @ (saturation * np.eye(3) + (1 - saturation) * grey)
@@ -94,6 +94,8 @@ class Augmentation:
         random: np.random.Generator,
     ) -> None:
         """Put a rectangle of one colour over some of the images, in place; masks are 0 there."""
+        if not self.cover:
+            return
         size = images.shape[-1]
         for image, mask in zip(images, masks, strict=True):
             covers, area, aspect, x, y, *colour = random.random(8).tolist()

@@ -19,10 +19,12 @@ from core.contracts import FaceBatch
 from core.crop import MARGIN
 from core.errors import DataError
 from datamodules.augment import Augmentation
+from datamodules.batch_memory import BatchMemory
 from datamodules.choice import Choice, Random, Spread
 from datamodules.clips import Clip, ClipSource, Fault, Frame, Split, UnusableFrameError
 from datamodules.reading import ByteBatch, ClipDataset, ClipReader, collate, in_floats
 from datamodules.sampler import EpochSampler, ResumableLoader
+from datamodules.workers import keep_freed_memory
 
 __all__ = [  # what a dataset needs, from one place
     "Clip",
@@ -35,6 +37,8 @@ __all__ = [  # what a dataset needs, from one place
 ]
 
 log = logging.getLogger(__name__)
+
+NUMBERS = 4096  # bytes of a frame of a batch that are neither image nor mask, at most
 
 Use = Literal["train", "val", "test", "predict"]
 """What clips are read for; prediction takes the split "test"."""
@@ -301,15 +305,20 @@ class FaceDataModule(LightningDataModule):
     ) -> ResumableLoader:
         # Keywords only: Lightning makes another loader of this one for prediction.
         forks = self.workers > 0 and sys.platform == "linux"  # the others cannot fork safely
+        memory = None
+        if forks and persistent:
+            frames = batch_size * max(reader.frames for reader in readers)
+            memory = BatchMemory(self.workers, frames * (4 * self.image_size**2 + NUMBERS))
         return ResumableLoader(
             dataset=ClipDataset(readers),
             batch_size=batch_size,
             sampler=sampler,
             num_workers=self.workers,
-            collate_fn=collate,
+            collate_fn=memory.collate if memory else collate,
             pin_memory=torch.cuda.is_available(),
             persistent_workers=persistent,
             multiprocessing_context="fork" if forks else None,
+            worker_init_fn=keep_freed_memory,
         )
 
 

@@ -13,7 +13,8 @@ from core.landmarks import LEFT_BROW, RIGHT_BROW
 
 FOREHEAD = 0.35  # ours: height of the forehead in a hull mask / distance from chin to nasion
 CHIN, NASION = 8, 27
-BROWS = list(RIGHT_BROW + LEFT_BROW)
+BROWS = slice(RIGHT_BROW[0], LEFT_BROW[-1] + 1)  # both
+FAR = np.float32(1e9)  # pixels
 FLAT = 1e-3  # (square) pixels; what is smaller is nothing
 
 
@@ -71,51 +72,72 @@ def _outline(landmarks: np.ndarray, confidence: np.ndarray) -> np.ndarray:
     return np.concatenate([landmarks, forehead], -2, dtype=np.float32)
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@njit(nogil=True, cache=True, error_model="numpy", fastmath={"contract", "nsz", "nnan", "reassoc"})
 @no_type_check
 def _keep_within(mask, corners):  # noqa: ANN001, ANN202
     """Multiply the mask by 1/2 - the distance to a convex polygon, > 0 outside, within [0, 1].
 
-    Only where the edge lies it is looked at pixel by pixel.
+    Only where the edge lies it is looked at pixel by pixel. The sides are gone through in the outer
+    loops, so that the processor does many rows or pixels at a time.
     """
-    size, sides = len(mask), len(corners)
-    normals, offsets, area = np.empty((sides, 2)), np.empty(sides), 0.0
+    size, sides, half = len(mask), len(corners), np.float32(0.5)
+    across, down, offset = np.empty((3, sides), np.float32)  # distance = across x + down y + offset
+    area = 0.0
     for side in range(sides):
         x, y = corners[side]
         next_x, next_y = corners[(side + 1) % sides]
         area += (x * next_y - y * next_x) / 2
         length = max(np.hypot(next_x - x, next_y - y), FLAT)
-        normals[side] = (next_y - y) / length, (x - next_x) / length
-        offsets[side] = -(normals[side, 0] * x + normals[side, 1] * y)
+        across[side], down[side] = (next_y - y) / length, (x - next_x) / length
+        offset[side] = (y * (next_x - x) - x * (next_y - y)) / length
     if abs(area) < FLAT:
         mask[:] = 0
         return
-    normals, offsets = normals * np.sign(area), offsets * np.sign(area)
+    sign = np.float32(np.sign(area))
+    # of each row the columns from where to where the distance is < 1/2, and < -1/2
+    begin, inner, inner_end, end = np.empty((4, size), np.float32)
+    begin[:], inner[:], inner_end[:], end[:] = 0, 0, size, size
+    for side in range(sides):
+        a, b, c = sign * across[side], sign * down[side], sign * offset[side]
+        across[side], down[side], offset[side] = a, b, c
+        slope = np.float32(1) / a if a else np.float32(0)
+        wide = half * abs(slope)
+        for row in range(size):
+            at = -slope * (b * (np.float32(row) + half) + c)
+            if a > 0:
+                end[row] = min(end[row], at + wide + half)
+                inner_end[row] = min(inner_end[row], at - wide - half)
+            elif a < 0:
+                begin[row] = max(begin[row], at - wide - half)
+                inner[row] = max(inner[row], at + wide + half)
+        if a == 0:
+            for row in range(size):
+                here = b * (np.float32(row) + half) + c
+                end[row] = 0 if here >= half else end[row]
+                inner_end[row] = 0 if here > -half else inner_end[row]
+    pixels = np.empty((size * size, 2), np.int32)  # on the edge: column, row
+    count = 0
     for row in range(size):
-        y = row + 0.5
-        # columns from where to where the distance is less than 1/2, and less than -1/2
-        begin, inner, inner_end, end = 0.0, 0.0, float(size), float(size)
-        for side in range(sides):
-            across, here = normals[side, 0], normals[side, 1] * y + offsets[side]
-            if across > 0:
-                end = min(end, (0.5 - here) / across + 0.5)
-                inner_end = min(inner_end, (-0.5 - here) / across - 0.5)
-            elif across < 0:
-                begin = max(begin, (0.5 - here) / across - 0.5)
-                inner = max(inner, (-0.5 - here) / across + 0.5)
-            elif here >= 0.5:
-                end = 0.0
-            elif here > -0.5:
-                inner_end = 0.0
-        first, last = int(min(begin, size)), int(max(np.ceil(end), 0))
+        first, last = int(min(begin[row], size)), int(max(np.ceil(end[row]), 0))
         mask[row, :first] = 0
         mask[row, last:] = 0
-        for column in range(first, last):
-            if inner <= column <= inner_end - 1:
-                continue
-            farthest = -np.inf
-            for side in range(sides):
-                distance = normals[side, 0] * (column + 0.5) + normals[side, 1] * y + offsets[side]
-                farthest = max(farthest, distance)
-            share = min(max(0.5 - farthest, 0.0), 1.0)
-            mask[row, column] = np.uint8(share * mask[row, column] + 0.5)
+        inside = int(max(np.ceil(inner[row]), first))
+        inside_end = int(max(np.floor(inner_end[row]), inside))
+        for column in range(first, min(inside, last)):
+            pixels[count] = column, row
+            count += 1
+        for column in range(inside_end, last):
+            pixels[count] = column, row
+            count += 1
+    x, y, farthest = np.empty((3, count), np.float32)
+    for i in range(count):
+        x[i], y[i] = np.float32(pixels[i, 0]) + half, np.float32(pixels[i, 1]) + half
+    farthest[:] = -FAR
+    for side in range(sides):
+        a, b, c = across[side], down[side], offset[side]
+        for i in range(count):
+            farthest[i] = max(farthest[i], a * x[i] + b * y[i] + c)
+    for i in range(count):
+        column, row = pixels[i]
+        share = min(max(half - farthest[i], np.float32(0)), np.float32(1))
+        mask[row, column] = np.uint8(np.int32(share * np.float32(mask[row, column]) + half))

@@ -280,7 +280,7 @@ class _Reader:
 
         known = read_video_landmarks(source.landmarks) if source.landmarks else None
         try:
-            with av.open(str(source.file)) as container:
+            with av.open(str(source.file), metadata_errors="ignore") as container:
                 for index, frame in enumerate(container.decode(video=0)):
                     if index % self.photos.every:
                         continue

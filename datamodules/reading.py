@@ -26,7 +26,7 @@ from core.landmarks import MIRROR
 from datamodules.augment import Augmentation, flip_matrix
 from datamodules.choice import Choice
 from datamodules.clips import FAULTS, Clip, ClipSource, Fault, Frame, UnusableFrameError
-from datamodules.cutting import cut_out
+from datamodules.cutting import cut_out, inverse
 from datamodules.masks import keep_hull
 from datamodules.sampler import Draw
 
@@ -103,6 +103,8 @@ class ClipReader:
         self.augmentation, self.seed, self.prefix = augmentation, seed, prefix
         self.first = np.cumsum([0, *(len(clip.frames) for clip in clips)])
         self.faults = torch.zeros(int(self.first[-1]), dtype=torch.uint8).share_memory_()
+        self._bits = np.random.Philox(key=seed)
+        self._state = self._bits.state
         self._room = cache
         self._kept: dict[int, Loaded] = {}  # by place in the whole set
 
@@ -134,12 +136,18 @@ class ClipReader:
         )
 
     def _first_usable(self, draw: Draw, patience: int) -> ByteBatch | None:
-        random = np.random.default_rng((self.seed, draw.turn, draw.clip, draw.part))
+        random = self._random(draw)
         for number in range(min(patience, len(self.clips))):
             index = (draw.clip + number) % len(self.clips)
             if frames := self._chosen(index, random):
                 return self._cut(self.clips[index], frames, random)
         return None
+
+    def _random(self, draw: Draw) -> np.random.Generator:
+        """Random numbers of their own for each draw: one generator, elsewhere in its sequence."""
+        self._state["state"]["counter"][:] = 0, draw.turn, draw.clip, draw.part
+        self._bits.state = self._state
+        return np.random.Generator(self._bits)
 
     def _chosen(self, index: int, random: np.random.Generator) -> list[Loaded]:
         """Usable frames: as many as wanted, some repeated if there are fewer, or none."""
@@ -189,12 +197,12 @@ class ClipReader:
         """The frame with missing landmarks made harmless, and its crop matrix."""
         height, width = frame.image.shape[-2:]
         landmarks, confidence = frame.landmarks.numpy(), frame.confidence.numpy()
-        if not np.isfinite(confidence).all():
+        confidence, seen = _clean(confidence, self.min_confidence)
+        if seen < 0:
             raise UnusableFrameError(Fault.NOT_FINITE, f"{name}: NaN as a landmark's confidence")
-        missing = (confidence <= 0) | (confidence < self.min_confidence)
-        confidence = np.where(missing, np.float32(0), np.minimum(confidence, 1))
-        five = frame.five_points if missing.all() else None
-        points = landmarks[~missing] if five is None else five.numpy()
+        five = None if seen else frame.five_points
+        points = landmarks if seen == 68 else landmarks[confidence > 0]
+        points = points if five is None else five.numpy()
         finite, inside, box = _extent(points, width, height)
         if finite < len(points):
             raise UnusableFrameError(
@@ -221,7 +229,7 @@ class ClipReader:
                 matrix = _crop_matrix(points, box, self.size, self.margin)
         except DataError as error:
             raise UnusableFrameError(Fault.NO_FACE, f"{name}: {error}") from error
-        if missing.any():
+        if seen < 68:
             known = np.isfinite(landmarks).all(-1, keepdims=True)
             landmarks = np.where(known, landmarks, points.mean(0))
         return Loaded(
@@ -243,13 +251,14 @@ class ClipReader:
         landmarks = np.empty((count, 68, 2), np.float32)
         confidence = np.empty((count, 68), np.float32)
         matrices = np.empty((count, 3, 3))
+        inverses = np.empty((count, 3, 3), np.float32)
         for place, frame in enumerate(frames):
             matrix = frame.matrix
             if change is not None:
                 matrix = change.jitter(random, size) @ matrix
             if flips:
                 matrix = flip_matrix(size) @ matrix
-            matrices[place] = matrix
+            matrices[place], inverses[place] = matrix, inverse(matrix)
             landmarks[place] = moved(frame.landmarks, matrix, flips)
             confidence[place] = frame.confidence[MIRRORED] if flips else frame.confidence
             cut_out(frame.image, frame.mask, matrix, images[place], masks[place, 0])
@@ -264,7 +273,7 @@ class ClipReader:
             "landmark_confidence": torch.from_numpy(confidence),
             "masks": torch.from_numpy(masks),
             "sample_ids": [self.sample_id(clip, frame.number) for frame in frames],
-            "crop_to_image": torch.from_numpy(np.linalg.inv(matrices).astype(np.float32)),
+            "crop_to_image": torch.from_numpy(inverses),
         }
         known = [frame.landmarks_3d is not None for frame in frames]
         if any(known):
@@ -329,25 +338,49 @@ def collate(clips: list[ByteBatch]) -> ByteBatch:
     Raises:
         DataError: the clips have different numbers of frames.
     """
+    columns, other = aligned(clips)
+    return other | {key: default_collate(values) for key, values in columns.items()}
+
+
+def aligned(clips: list[ByteBatch]) -> tuple[dict[str, list[Tensor]], dict[str, Any]]:
+    """What ``collate`` stacks, by name, a tensor for each clip; and the rest of the batch.
+
+    Raises:
+        DataError: as there.
+    """
     lengths = sorted({len(clip["sample_ids"]) for clip in clips})
     if len(lengths) > 1:
         raise DataError(f"clips of {lengths} frames in one batch; wanted equally many")
     present = {key: value for clip in clips for key, value in clip.items()}
-    batch: ByteBatch = {  # in a reading process the result is shared with the training from here on
-        key: default_collate([c[key] if key in c else torch.zeros_like(value) for c in clips])
+    columns = {
+        key: [c[key] if key in c else torch.zeros_like(value) for c in clips]
         for key, value in present.items()
         if isinstance(value, Tensor)
     }
-    batch["sample_ids"] = [name for clip in clips for name in clip["sample_ids"]]
+    other: dict[str, Any] = {"sample_ids": [name for clip in clips for name in clip["sample_ids"]]}
     if "repeated" in present:
-        batch["repeated"] = True
-    return batch
+        other["repeated"] = True
+    return columns, other
 
 
 def in_floats(batch: ByteBatch) -> FaceBatch:
     """The batch with images and masks in [0, 1]; all else is the same."""
     images, masks = (batch[key].float().div_(255) for key in ("images", "masks"))
     return FaceBatch(**(batch | {"images": images, "masks": masks}))  # type: ignore[typeddict-item]
+
+
+@njit(nogil=True, cache=True)
+@no_type_check
+def _clean(confidence, least):  # noqa: ANN001, ANN202
+    """Confidences, 0 below the least, at most 1; how many are not 0, or -1 if one is NaN."""
+    clean, seen = np.zeros_like(confidence), 0
+    for i, value in enumerate(confidence):
+        if not np.isfinite(value):
+            return clean, -1
+        if value > 0 and value >= least:
+            clean[i] = min(value, 1)
+            seen += 1
+    return clean, seen
 
 
 @njit(nogil=True, cache=True)

@@ -10,17 +10,26 @@ depend on the number of processes.
 
 import argparse
 import sys
-from dataclasses import fields
-from pathlib import Path
+from dataclasses import fields, replace
+from pathlib import Path, PurePosixPath
 from typing import Any
 
+import numpy as np
+import torch
+
 from core.errors import DataError, MonofaceError
+from core.rotation import euler_from_rotation
+from datamodules.clips import Clip
 from datamodules.synthesis.settings import SynthesisSettings
 from datamodules.voxceleb import FrameTree, VoxCeleb
 
 
 class Synthetic(VoxCeleb):
     """Synthetic clips; ``prepare_data`` makes them where they are missing.
+
+    For views of one instant (``datamodules.choice.Views``) frames of a clip stand in that differ in
+    yaw, which the ground truth tells: the expression changes a little between them, and the light
+    stays with the camera.
 
     Args:
         root: a folder of its own for each choice of settings.
@@ -66,7 +75,35 @@ class Synthetic(VoxCeleb):
                 f"the synthetic set in '{self.root}' is not complete; make it with prepare_data() "
                 f"or python -m datamodules.synthetic --out {self.root}"
             )
-        return super().source()
+        tree = super().source()
+        return with_yaw(tree) if self.frames.multi_view else tree
+
+
+def with_yaw(tree: FrameTree) -> FrameTree:
+    """The same clips, with the head's yaw in each frame from the ground truth.
+
+    Raises:
+        DataError: there is no ground truth of a clip.
+    """
+    splits = {
+        name: [_turned(tree.root, clip) for clip in clips] for name, clips in tree.splits.items()
+    }
+    return replace(tree, splits=splits)
+
+
+def _turned(root: Path, clip: Clip) -> Clip:
+    frames = [PurePosixPath(clip.name, frame.decode()) for frame in clip.frames]
+    known: dict[PurePosixPath, np.ndarray] = {}
+    for parent in {frame.parent for frame in frames}:  # one, or with whole_video several
+        path = root / "truth" / f"{parent}.npz"
+        try:
+            with np.load(path) as arrays:
+                known[parent] = arrays["rotation"]
+        except (OSError, KeyError, ValueError) as error:
+            raise DataError(f"'{path}' has no rotations of the heads ({error})") from error
+    rotation = np.stack([known[frame.parent][int(frame.stem)] for frame in frames])
+    _, yaw, _ = euler_from_rotation(torch.from_numpy(rotation))  # the camera's first row is enough
+    return replace(clip, yaw=torch.rad2deg(yaw).double().numpy())
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -1,7 +1,9 @@
 """Processes that share work, one thread each; they end when the process that started them ends."""
 
+import ctypes
 import multiprocessing
 import os
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -17,13 +19,16 @@ from core.errors import DataError
 
 Result = TypeVar("Result")
 
+# glibc keeps freed memory: in a virtual machine a fresh page may cost more than its arithmetic
+MMAP_THRESHOLD, TRIM_THRESHOLD = 1 << 25, 2_000_000_000  # bytes; the first as large as it may be
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
+
 ENVIRONMENT = {
     # idle threads of a pool wait actively and would take the other workers' cores
     "OMP_NUM_THREADS": "1",
     "NUMBA_NUM_THREADS": "1",
-    # glibc keeps freed memory: in a virtual machine a fresh page may cost more than its arithmetic
-    "MALLOC_MMAP_THRESHOLD_": "33554432",
-    "MALLOC_TRIM_THRESHOLD_": "2000000000",
+    "MALLOC_MMAP_THRESHOLD_": str(MMAP_THRESHOLD),
+    "MALLOC_TRIM_THRESHOLD_": str(TRIM_THRESHOLD),
 }
 
 
@@ -67,6 +72,18 @@ def in_processes(
         except BaseException:
             pool.shutdown(wait=True, cancel_futures=True)
             raise
+
+
+def keep_freed_memory(worker: int = 0) -> None:
+    """Memory that this process frees stays its own, where the C library is glibc.
+
+    Args:
+        worker: its number, as a ``DataLoader`` says it; nothing depends on it.
+    """
+    change = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if change is not None:
+        change(M_MMAP_THRESHOLD, MMAP_THRESHOLD)
+        change(M_TRIM_THRESHOLD, TRIM_THRESHOLD)
 
 
 def _context(work: Callable[..., Any]) -> BaseContext:

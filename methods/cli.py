@@ -1,6 +1,5 @@
 """Every method's command line: LightningCLI with merged configs, short errors, runs that go on."""
 
-import inspect
 import logging
 import os
 import shlex
@@ -32,7 +31,7 @@ from methods.front import (
     is_help,
     options,
 )
-from methods.merging import Config, compose
+from methods.merging import Config, compose, parameters
 from methods.record import RunRecord, is_earlier, set_aside
 from methods.resume import (
     CHECKPOINTS,
@@ -147,8 +146,8 @@ def threads_beside(workers: int) -> int:
 
 def _plain_defaults(method: type) -> dict[str, Any]:
     """The defaults of a method that ``${model.name}`` can refer to."""
-    parameters = inspect.signature(method).parameters.values()
-    return {p.name: p.default for p in parameters if isinstance(p.default, int | float | str)}
+    known = parameters(method).values()
+    return {p.name: p.default for p in known if isinstance(p.default, int | float | str)}
 
 
 def _without(arguments: list[str], *names: str) -> list[str]:

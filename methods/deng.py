@@ -1,9 +1,9 @@
 """Deng: Accurate 3D Face Reconstruction with Weakly-Supervised Learning (Deng et al., CVPRW 2019).
 
-    Sec. 3    R-Net's unknowns x            RNet, Unknowns
+    Sec. 3    R-Net, its unknowns x         methods.regression.Regressor, Unknowns
     Eq. 1     shape and albedo              core.face_models.FaceModel
-    Sec. 3    light, camera                 core.render.draw_lit, Deng.camera
-    Eq. 2     photometric, skin attention   core.losses.masked_l21, Deng.attention
+    Sec. 3    light, camera                 core.render.draw_lit, Regression.camera
+    Eq. 2     photometric, skin attention   core.losses.masked_l21, Regression.attention
     Eq. 3     landmarks                     core.losses.landmark_l2
     Eq. 4     perceptual                    core.perceptual.Recognizer
     Eq. 5     coefficients                  core.losses.coefficient_l2, CoefficientWeights
@@ -22,55 +22,18 @@ are those of 300W-LP (code: Rz Ry Rx); the origin of the pose is the middle of t
 the mean vertex); pixels of picture and landmarks agree (code: half a pixel apart).
 """
 
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any
 
 import torch
-from jaxtyping import Float, Int
-from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
-from torch import Tensor, nn
+from jaxtyping import Int
+from torch import Tensor
 
-from core.camera import PerspectiveCamera, frontal
-from core.contracts import FaceBatch, Reconstruction
-from core.errors import AssetNotFoundError, MonofaceError
-from core.face_models import FaceModel, load_face_model
-from core.landmarks import INNER_MOUTH, NOSE
-from core.lighting import AMBIENT
-from core.losses import (
-    coefficient_l2,
-    cosine_distance,
-    landmark_l2,
-    light_colour_l2,
-    masked_l21,
-    region_variance,
-)
-from core.perceptual import Recognizer, align_112
-from core.precision import without_autocast
-from core.rasterize import Backend
-from core.render import draw_lit
-from core.rotation import rotation_from_euler
-from core.skin import skin_probability
-from core.uv import bake, uv_grid
-from methods.base import FaceMethod
+from core.contracts import FaceBatch
+from core.face_models import FaceModel
+from core.losses import light_colour_l2, region_variance
 from methods.cli import main
-from methods.optimizers import Part, optimizer_of_parts
-
-PIXELS = 224  # side of the paper's images, for which focal length and landmark weight are given
-IMPORTANCE = 20.0  # of the chosen landmarks, Sec. 4.1.2
-LIKELY = 0.5  # skin of at least this probability counts in full, Sec. 4.1.1
-
-# Factors of the outputs, ours: the last layers add up hundreds of features, so that without them
-# one step of Adam at 1e-3 can turn the head by half a radian. Translation is in millimetres.
-SCALES = {
-    "identity": 0.3,
-    "expression": 0.3,
-    "albedo": 0.3,
-    "angles": 0.1,
-    "translation": 10.0,
-    "light": 0.1,
-}
-GEOMETRY = ("identity", "expression", "angles", "translation")  # all that landmarks depend on
-APPEARANCE = ("albedo", "light")
+from methods.regression import Regression, Unknowns
 
 
 @dataclass(frozen=True)
@@ -95,407 +58,35 @@ class Weights:
     light_colour: float = 0.0
 
 
-@dataclass(frozen=True)
-class CoefficientWeights:
-    """Weights within Eq. 5.
-
-    Args:
-        identity: omega_alpha.
-        expression: omega_beta.
-        albedo: the third of them; the public code has 1.7e-2.
-    """
-
-    identity: float = 1.0
-    expression: float = 0.8
-    albedo: float = 1.7e-3
+torch.serialization.add_safe_globals([Weights])
 
 
-torch.serialization.add_safe_globals([Weights, CoefficientWeights])
-
-
-@dataclass(frozen=True)
-class Unknowns:
-    """The vector x of Sec. 3 in its parts.
-
-    Attributes:
-        identity, expression, albedo: alpha, beta, delta, in standard deviations.
-        angles: pitch, yaw, roll of the head, radians.
-        translation: of the face in the model frame's axes, millimetres.
-        light: gamma, spherical harmonics in the camera frame, without the ambient light that is
-            added to the first.
-    """
-
-    identity: Float[Tensor, "b v ki"]
-    expression: Float[Tensor, "b v ke"]
-    albedo: Float[Tensor, "b v ka"]
-    angles: Float[Tensor, "b v 3"]
-    translation: Float[Tensor, "b v 3"]
-    light: Float[Tensor, "b v 9 c"]
-
-
-class RNet(nn.Module):
-    """R-Net: an image to the unknowns, by a backbone of timm and a linear head for each.
-
-    Args:
-        backbone: name of the network in timm.
-        outputs: how many numbers each head gives; they start at zero.
-        image_size: height and width of the images, pixels.
-        pretrained: start from timm's weights of it.
-        options: further arguments of ``timm.create_model``.
-
-    Raises:
-        MonofaceError: timm has no such network.
-        AssetNotFoundError: its weights could not be had.
-    """
-
-    def __init__(
-        self,
-        backbone: str,
-        outputs: dict[str, int],
-        image_size: int,
-        pretrained: bool,
-        options: dict[str, Any],
-    ) -> None:
-        super().__init__()
-        import timm  # takes seconds
-
-        if not timm.is_model(backbone):
-            close = timm.list_models(f"*{backbone[:6]}*")[:8]
-            raise MonofaceError(
-                f"Deng: timm has no backbone '{backbone}'; similar names: {', '.join(close)}"
-            )
-        fixed = timm.get_pretrained_cfg(backbone)
-        if fixed is not None and fixed.fixed_input_size:
-            options = {"img_size": image_size, **options}
-        try:
-            made: Any = timm.create_model(backbone, pretrained, num_classes=0, **options)
-        except (OSError, RuntimeError) as error:
-            if not pretrained:
-                raise
-            raise AssetNotFoundError(
-                f"pretrained weights of '{backbone}'",
-                f"huggingface.co or timm's cache ({error})",
-                "Start without them: model.pretrained: false; or copy the cache of a machine that "
-                "has them.",
-            ) from error
-        self.backbone = made
-        # of the numbers that come out; num_features is before a convolution that some have last
-        width = getattr(made, "head_hidden_size", None) or made.num_features
-        self.heads = nn.ModuleDict({name: nn.Linear(width, n) for name, n in outputs.items()})
-        for parameter in self.heads.parameters():
-            nn.init.zeros_(parameter)
-
-    def forward(
-        self, images: Float[Tensor, "n 3 h w"], heads: tuple[str, ...] | None = None
-    ) -> Float[Tensor, "n k"]:
-        """The chosen heads' numbers, all by default, side by side in float32."""
-        features = self.backbone(images)
-        with without_autocast(features):
-            chosen = self.heads if heads is None else heads
-            return torch.cat([self.heads[name](features.float()) for name in chosen], -1)
-
-    def kernels(self) -> list[Tensor]:
-        """Of the backbone's dense convolutions, but for the first, which sees colours."""
-        layers = [m.weight for m in self.backbone.modules() if isinstance(m, nn.Conv2d)]
-        return [weight for weight in layers if weight.shape[1] > 3]
-
-
-class Deng(FaceMethod):
+class Deng(Regression):
     """R-Net, trained with the hybrid-level loss on single images.
 
     Args:
-        face_model: "procedural" or the path of a face model's .npz.
-        identity_dims: how many identity modes are estimated; all by default. The paper: 80 of BFM
-            2009.
-        expression_dims: how many expression modes; all by default. The paper: 64.
-        albedo_dims: how many albedo modes; all by default. The paper: 80.
-        region: the part of the face model that is drawn and given back; None = the whole mesh.
-        backbone: a network of timm. The paper: ResNet-50.
-        pretrained: start from the weights that timm downloads. The paper: of ImageNet.
-        backbone_options: further arguments of ``timm.create_model``.
-        image_size: height and width of the input images, pixels.
-        uv_size: height and width of the albedo maps given back, texels.
-        light_channels: 1 = white light, 9 coefficients (the paper); 3 = coloured light, 27.
-        focal: focal length for images of 224 pixels, pixels.
-        distance_mm: from the camera to the face whose translation is zero.
-        skin_threshold: a pixel whose probability of skin is above counts in full, another as much
-            as its probability; None = all as their probability (the public code).
-        important_landmarks: numbers of those that count ``IMPORTANCE`` times; the public code: 28
-            to 30 and 60 to 67.
-        coefficient_weights: within Eq. 5.
         weights: of the loss terms.
-        recognizer: a face recognition network's file for Eq. 4.
-        compared: in Eq. 4. "whole" = the picture with the rendering on black (the public code);
-            "shared" = of both only what is drawn and not covered by anything, ours.
-        lr: learning rate of Adam.
-        kernel_lr: learning rate of Muon (Jordan et al. 2024), ours, for the backbone's
-            convolutions; None = Adam for all, as in the paper.
-        landmark_steps: for so many steps shape and pose learn from the landmarks alone; 0 =
-            everything from the start, as in the paper.
-        anneal_steps: let the learning rate fall to 0 along a cosine until this step, after 50 in
-            which it rises; that of albedo and light begins with their own first step. None =
-            constant, as in the paper.
-        backend: of the rasterizer.
+        **options: of ``Regression``.
 
     Raises:
         MonofaceError: there is no such backbone.
         AssetNotFoundError: a file is missing.
     """
 
-    triangles: Int[Tensor, "t 3"]
-    pivot: Float[Tensor, "3"]
-    importance: Float[Tensor, "68"]
     flat: Int[Tensor, " r"]
 
-    def __init__(
-        self,
-        face_model: str = "procedural",
-        identity_dims: int | None = None,
-        expression_dims: int | None = None,
-        albedo_dims: int | None = None,
-        region: str | None = "face",
-        backbone: str = "resnet50",
-        pretrained: bool = False,
-        backbone_options: dict[str, Any] | None = None,
-        image_size: int = 224,
-        uv_size: int = 256,
-        light_channels: Literal[1, 3] = 1,
-        focal: float = 1015.0,
-        distance_mm: float = 1000.0,
-        skin_threshold: float | None = LIKELY,
-        important_landmarks: tuple[int, ...] = (*NOSE, *INNER_MOUTH),
-        coefficient_weights: CoefficientWeights = CoefficientWeights(),
-        weights: Weights = Weights(),
-        recognizer: str | None = None,
-        compared: Literal["whole", "shared"] = "whole",
-        lr: float = 1e-4,
-        kernel_lr: float | None = None,
-        landmark_steps: int = 0,
-        anneal_steps: int | None = None,
-        backend: Backend = "auto",
-    ) -> None:
-        super().__init__()
-        self.weights, self.coefficient_weights = weights, coefficient_weights
-        self.recognizer_file, self.compared = recognizer, compared
-        self._recognizer: list[Recognizer] = []  # in a list, so that checkpoints do not hold it
-        self.face_model = load_face_model(face_model, identity_dims, expression_dims, albedo_dims)
-        self.image_size, self.light_channels = image_size, light_channels
-        self.focal, self.distance_mm = focal, distance_mm
-        self.skin_threshold = skin_threshold
-        self.lr, self.kernel_lr = lr, kernel_lr
-        self.landmark_steps, self.anneal_steps = landmark_steps, anneal_steps
-        self.backend = backend
-        triangles = self.face_model.part(region) if region else self.face_model.triangles
-        self.register_buffer("triangles", triangles, persistent=False)
-        self.uv_grid = uv_grid(self.face_model.uv, triangles, uv_size)
-        self.register_buffer("flat", flat_skin(self.face_model, region), persistent=False)
-        importance = torch.ones(68)
-        importance[list(important_landmarks)] = IMPORTANCE
-        self.register_buffer("importance", importance, persistent=False)
-        landmarks = self.face_model.landmarks(self.face_model.mean)
-        pivot = (landmarks.amin(0) + landmarks.amax(0)) / 2
-        self.register_buffer("pivot", pivot, persistent=False)
-        self.outputs = {
-            "identity": len(self.face_model.identity_basis),
-            "expression": len(self.face_model.expression_basis),
-            "albedo": len(self.face_model.albedo_basis),
-            "angles": 3,
-            "translation": 3,
-            "light": 9 * light_channels,
-        }
-        self.network = RNet(backbone, self.outputs, image_size, pretrained, backbone_options or {})
-        self.to(memory_format=torch.channels_last)  # faster convolutions on both CPU and GPU
-
-    def forward(self, images: Float[Tensor, "b v 3 h w"]) -> Reconstruction:
-        """One face per image."""
-        return self.reconstruction(self.unknowns(images), images.shape[-1])
-
-    def unknowns(self, images: Float[Tensor, "b v 3 h w"]) -> Unknowns:
-        """R-Net's estimates."""
-        parts = self.estimates(images, tuple(self.outputs))
-        light = parts.pop("light").unflatten(-1, (9, self.light_channels))
-        return Unknowns(**parts, light=light)
-
-    def estimates(
-        self, images: Float[Tensor, "b v 3 h w"], names: tuple[str, ...]
-    ) -> dict[str, Float[Tensor, "b v _"]]:
-        """Some of R-Net's outputs by name, in their units."""
-        numbers = self.network(images.flatten(0, 1), names).unflatten(0, images.shape[:2])
-        parts = numbers.split([self.outputs[name] for name in names], -1)
-        return {name: SCALES[name] * part for name, part in zip(names, parts, strict=True)}
-
-    def reconstruction(self, x: Unknowns, size: int) -> Reconstruction:
-        """The face that the unknowns describe, seen in images of this size."""
-        vertices, camera = (
-            self.shape(x.identity, x.expression),
-            self.camera(x.angles, x.translation, size),
-        )
-        albedo = self.face_model.albedo(x.albedo)
-        grid = self.uv_grid.to(albedo.device)
-        return Reconstruction(
-            vertices=vertices,
-            neutral=self.shape(x.identity),
-            triangles=self.triangles,
-            uv=self.face_model.uv,
-            camera=camera,
-            landmarks=camera.project(self.face_model.landmarks(vertices))[0],
-            albedo_map=bake(albedo, grid, self.triangles),
-            light=lit(x.light),
-            coefficients={name: getattr(x, name).flatten(2) for name in self.outputs},
-        )
-
-    def shape(
-        self, identity: Float[Tensor, "b v ki"], expression: Float[Tensor, "b v ke"] | None = None
-    ) -> Float[Tensor, "b v n 3"]:
-        """Eq. 1: vertices in millimetres; without expression the neutral face."""
-        if expression is not None:
-            expression = expression * self.face_model.expression_std
-        return self.face_model.shape(identity, expression)
-
-    def camera(
-        self, angles: Float[Tensor, "b v 3"], translation: Float[Tensor, "b v 3"], size: int
-    ) -> PerspectiveCamera:
-        """The pose as a camera for images of this size; the head turns about the middle of the mean
-        face's landmarks.
-        """
-        with without_autocast(angles):
-            turned = frontal(angles) @ rotation_from_euler(*angles.unbind(-1))
-            away = angles.new_tensor([0.0, 0.0, self.distance_mm])
-            place = translation @ frontal(angles) + away - turned @ self.pivot
-        batch = angles.shape[:2]
-        return PerspectiveCamera(
-            rotation=turned,
-            translation=place,
-            focal=angles.new_full(batch, self.focal * size / PIXELS),
-            centre=angles.new_full((*batch, 2), size / 2),
-        )
-
-    def terms(self, batch: FaceBatch) -> dict[str, Tensor]:
-        """The terms of Sec. 4.3; names are the fields of ``Weights``."""
-        if self.training and self.global_step < self.landmark_steps:
-            return self.terms_without_rendering(batch)
-        return self.hybrid_terms(self.unknowns(batch["images"]), batch)
+    def __init__(self, weights: Weights = Weights(), **options: Any) -> None:
+        super().__init__(weights=weights, **options)
+        self.register_buffer("flat", flat_skin(self.face_model, self.region), persistent=False)
 
     def hybrid_terms(self, x: Unknowns, batch: FaceBatch) -> dict[str, Tensor]:
         """L(x) of Sec. 4 for any unknowns, term by term."""
-        images = batch["images"]
-        size = images.shape[-1]
-        vertices, camera = (
-            self.shape(x.identity, x.expression),
-            self.camera(x.angles, x.translation, size),
-        )
-        albedo = self.face_model.albedo(x.albedo)
-        rendered, mask = draw_lit(
-            vertices, self.triangles, albedo, lit(x.light), camera, size, self.backend
-        )
-        points = camera.project(self.face_model.landmarks(vertices))[0]
+        drawn = self.drawing(x, batch["images"].shape[-1])
         return {
-            "photometric": masked_l21(rendered, images, self.attention(images, mask)),  # Eq. 2
-            "landmark": self.landmark_term(points, batch),
-            "perceptual": self.perceptual_term(rendered, mask, points, batch),
-            "coefficients": self.coefficient_term(x.identity, x.expression, x.albedo),
-            "texture": region_variance(albedo, self.flat),  # Eq. 6
+            **self.image_terms(x, drawn, batch),
+            "texture": region_variance(drawn.albedo, self.flat),  # Eq. 6
             "light_colour": light_colour_l2(x.light),
         }
-
-    def terms_without_rendering(self, batch: FaceBatch) -> dict[str, Tensor]:
-        """The same, where only shape and pose learn, from the landmarks; the others are 0."""
-        images = batch["images"]
-        parts = self.estimates(images, GEOMETRY)
-        identity, expression = parts["identity"], parts["expression"]
-        activation = expression * self.face_model.expression_std
-        points = self.face_model.landmark_shape(identity, activation)
-        camera = self.camera(parts["angles"], parts["translation"], images.shape[-1])
-        landmark = self.landmark_term(camera.project(points)[0], batch)
-        terms = dict.fromkeys(asdict(self.weights), landmark.new_zeros(()))
-        coefficients = self.coefficient_term(identity, expression)
-        return {**terms, "landmark": landmark, "coefficients": coefficients}
-
-    def attention(
-        self, images: Float[Tensor, "b v 3 h w"], mask: Float[Tensor, "b v 1 h w"]
-    ) -> Float[Tensor, "b v 1 h w"]:
-        """A of Eq. 2: how much each pixel of the mask counts, by its colour; 0 outside."""
-        inside = mask > 0
-        colours = images.movedim(2, 0)[:, inside[:, :, 0]]
-        probability = skin_probability(colours[..., None]).flatten()
-        if self.skin_threshold is not None:
-            probability = torch.where(probability > self.skin_threshold, 1.0, probability)
-        return torch.zeros_like(mask).masked_scatter(inside, probability)
-
-    def landmark_term(self, points: Float[Tensor, "b v 68 2"], batch: FaceBatch) -> Tensor:
-        """Eq. 3, in pixels of images of 224 pixels."""
-        unit = batch["images"].shape[-1] / PIXELS
-        confidence = batch["landmark_confidence"]
-        return landmark_l2(points, batch["landmarks"], confidence, unit, self.importance)
-
-    def perceptual_term(
-        self,
-        rendered: Float[Tensor, "b v 3 h w"],
-        mask: Float[Tensor, "b v 1 h w"],
-        points: Float[Tensor, "b v 68 2"],
-        batch: FaceBatch,
-    ) -> Tensor:
-        """Eq. 4; picture and rendering are aligned by their own landmarks, the picture by the
-        rendering's where one is missing; 0 if it does not count.
-        """
-        if not self.weights.perceptual:
-            return rendered.new_zeros(())
-        photos, points = batch["images"], points.detach()
-        if self.compared == "shared":
-            shared = (mask > 0) * batch["masks"]
-            photos, rendered = shared * photos, shared * rendered
-        known = batch["landmark_confidence"][..., None] > 0
-        landmarks = torch.where(known, batch["landmarks"], points)
-        recognizer = self.recognizer()
-        wanted = recognizer.photo_features(photos, landmarks)
-        found = recognizer.features(align_112(rendered, points))
-        return cosine_distance(found, wanted)
-
-    def recognizer(self) -> Recognizer:
-        """The frozen network of Eq. 4, read on first use.
-
-        Raises:
-            MonofaceError: no file is given.
-            AssetNotFoundError: there is no such file.
-        """
-        if not self._recognizer:
-            if self.recognizer_file is None:
-                raise MonofaceError(
-                    "Deng: the perceptual loss needs a face recognition network; give its file as "
-                    "model.recognizer, or do without: model.weights.perceptual: 0"
-                )
-            self._recognizer.append(Recognizer(self.recognizer_file))
-        return self._recognizer[0].to(self.device)
-
-    def setup(self, stage: str) -> None:
-        """Reads the recognizer before the first step, where losses are computed."""
-        if stage != "predict" and self.weights.perceptual:
-            self.recognizer()
-
-    def coefficient_term(
-        self, identity: Tensor, expression: Tensor, albedo: Tensor | None = None
-    ) -> Tensor:
-        """Eq. 5."""
-        weights = self.coefficient_weights
-        term = weights.identity * coefficient_l2(identity)
-        term = term + weights.expression * coefficient_l2(expression)
-        return term if albedo is None else term + weights.albedo * coefficient_l2(albedo)
-
-    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """Adam, 1e-4 in the paper (Sec. 6); with ``kernel_lr`` partly Muon."""
-        heads = self.network.heads
-        shared = [
-            *self.network.backbone.parameters(),
-            *(p for name in GEOMETRY for p in heads[name].parameters()),
-        ]
-        late = [p for name in APPEARANCE for p in heads[name].parameters()]
-        parts = [Part(shared, self.network.kernels()), Part(late, start=self.landmark_steps)]
-        return optimizer_of_parts(parts, self.lr, self.kernel_lr, self.anneal_steps)
-
-
-def lit(light: Float[Tensor, "b v 9 c"]) -> Float[Tensor, "b v 9 c"]:
-    """With the ambient light that makes zero coefficients show a face."""
-    return torch.cat([light[..., :1, :] + AMBIENT, light[..., 1:, :]], -2)
 
 
 def flat_skin(model: FaceModel, region: str | None) -> Int[Tensor, " r"]:

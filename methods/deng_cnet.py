@@ -158,7 +158,7 @@ class DengCNet(Deng):
                 outputs.append(super().estimates(some, names))
             shallow, deep = self._seen["shallow"], self._seen["deep"]
             block = max(1, round(STRIDE * shallow.shape[-1] / images.shape[-1]))
-            features.append((F.avg_pool2d(shallow, block, ceil_mode=True), deep))
+            features.append((F.avg_pool2d(shallow, block, ceil_mode=True), deep.flatten(1)))
         self._seen.clear()
         parts = {
             name: torch.cat([output[name] for output in outputs]).squeeze(1).unflatten(0, batch)

@@ -59,8 +59,9 @@ def optimizer_of_parts(
 
         for group in groups:
             group["use_fallback"] = "betas" in group  # Adam
-        # of timm, as it was published: no decay, no scaling by size
-        optimizer = Muon(groups, adjust_lr_fn="original", normalize_spatial=False)
+        # of timm, as it was published: no decay, no scaling by size; but with three iterations
+        # instead of five, which learn as well and make a step of CEST's default a sixth cheaper
+        optimizer = Muon(groups, adjust_lr_fn="original", normalize_spatial=False, ns_steps=3)
     scheduler = LambdaLR(optimizer, factors)
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 

@@ -9,7 +9,15 @@ import torch
 from scipy.io import loadmat
 
 from benchmarks.__main__ import main
-from benchmarks.aflw2000 import AFLW2000, TWENTY_ONE, crop_matrices, score_arrays, twenty_one_points
+from benchmarks.aflw2000 import (
+    AFLW2000,
+    BINS,
+    TWENTY_ONE,
+    by_bins,
+    crop_matrices,
+    score_arrays,
+    twenty_one_points,
+)
 from core.camera import WeakPerspectiveCamera, frontal
 from core.contracts import Reconstruction
 from core.crop import transform_points
@@ -192,7 +200,7 @@ def test_the_reference_row_of_the_real_labels(tmp_path, capsys):
     """One set of labels scored against the other, as computed by independent code."""
     arrays = [REAL / f"AFLW2000-3D{end}.npy" for end in ("-Reannotated.pts68", ".pts68", ".pose")]
     start = time.perf_counter()
-    found = score_arrays(*arrays)
+    found = score_arrays(*arrays)[1]
     assert time.perf_counter() - start < 2  # half a second on an idle machine
     assert {key: found[key] for key in REFERENCE} == pytest.approx(REFERENCE, abs=1e-4)
     assert found["counts"] == [1312, 383, 305]
@@ -200,9 +208,16 @@ def test_the_reference_row_of_the_real_labels(tmp_path, capsys):
     out = tmp_path / "score.json"
     names = ("--predictions", "--labels", "--yaw")
     options = [part for pair in zip(names, map(str, arrays), strict=True) for part in pair]
-    assert main(["score", "aflw2000", *options, "--json", str(out)]) == 0
+    board = ["--name", "Other labels", "--out", str(tmp_path / "theirs")]
+    assert main(["score", "aflw2000", *options, "--json", str(out), *board]) == 0
     assert json.loads(out.read_text()) == found
-    assert "3.381" in capsys.readouterr().out
+    assert "nme_mean 3.3806" in capsys.readouterr().out
+    assert main(["report", str(tmp_path / "theirs"), "--out", str(tmp_path / "report")]) == 0
+    lines = (tmp_path / "report/report.md").read_text().splitlines()
+    ours = next(k for k, line in enumerate(lines) if line.startswith("| Other labels |"))
+    papers = next(k for k, line in enumerate(lines) if line.startswith("| MGCNet |"))
+    assert "3.38" in lines[ours]
+    assert all(line.startswith("|") for line in lines[papers:ours])  # one table with the papers'
 
 
 @needs_samples
@@ -225,16 +240,28 @@ def write_arrays(folder, **changes):
     return [folder / f"{name}.npy" for name in ("p", "g", "yaw")]
 
 
+def test_the_mean_is_of_the_bins_and_needs_all_three():
+    yaw = torch.tensor([0.0, -30.0, 30.1, 60.0, -60.5, 90.0])
+    found = {m.name: m.value for m in by_bins("x", "", torch.tensor([1.0, 3, 4, 6, 7, 9]), yaw)}
+    assert [found[f"x_{key}_percent"].mean for key in BINS] == [2, 5, 8, 5, 5]
+    assert found["x_mean_percent"].std == pytest.approx(6**0.5)
+    found = {m.name: m.value for m in by_bins("x", "", torch.ones(2), torch.zeros(2))}
+    assert found["x_mean_percent"].mean is None
+    assert found["x_all_percent"].mean == 1
+
+
 def test_arrays_of_either_layout_and_rows_of_nan(tmp_path):
     rng = np.random.default_rng(0)
     p = rng.uniform(0, 450, (4, 68, 2))
-    plain = score_arrays(*write_arrays(tmp_path))
-    other = score_arrays(*write_arrays(tmp_path, p=p, g=(p + 1).swapaxes(1, 2)))
+    plain = score_arrays(*write_arrays(tmp_path))[1]
+    other = score_arrays(*write_arrays(tmp_path, p=p, g=(p + 1).swapaxes(1, 2)))[1]
     assert other == plain
     depth = np.concatenate([p, rng.uniform(0, 1, (4, 68, 1))], -1)
-    assert score_arrays(*write_arrays(tmp_path, p=depth, g=p + 1)) == plain
+    assert score_arrays(*write_arrays(tmp_path, p=depth, g=p + 1))[1] == plain
     p[2] = np.nan
-    found = score_arrays(*write_arrays(tmp_path, p=p, g=np.nan_to_num(p, nan=9.0) + 1))
+    results, found = score_arrays(*write_arrays(tmp_path, p=p, g=np.nan_to_num(p, nan=9.0) + 1))
+    assert results.failures == {"NaN or infinite landmarks": ["row 2"]}
+    assert results.protocol.startswith("4 rows of arrays (2/1/1 by the given yaw)")
     assert found["failures"] == 1
     assert found["counts"] == [2, 1, 0]
     assert found["nme_60_90"] is None

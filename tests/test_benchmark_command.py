@@ -1,5 +1,6 @@
 import json
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -61,6 +62,37 @@ def test_results_go_to_the_run(run_folder, root, monkeypatch):
     assert (run_folder / "benchmarks/aflw2000.json").is_file()
 
 
+def test_synthetic_faces_are_scored_too(run_folder, tmp_path, capsys):
+    checkpoint = str(run_folder / "checkpoints/best.ckpt")
+    assert main(["run", "synthetic", "--checkpoint", checkpoint, "--root", str(tmp_path)]) == 2
+    assert "synthetic set, split 'test' not found" in capsys.readouterr().err
+
+
+def test_a_protocol_is_set_by_its_parts(tmp_path, capsys):
+    command = ["score", "micc", "--root", str(tmp_path), "--predictions", str(tmp_path)]
+    for name in BENCHMARKS:
+        options = benchmark_class(name).__init__.__annotations__
+        assert not {"crop_mm", "scale", "trim"} & set(options)  # but in ScanProtocol
+    with pytest.raises(SystemExit):
+        main([*command, "--protocol.scale", "large"])
+    assert "scale" in capsys.readouterr().err
+    assert main([*command, "--protocol.trim", "2"]) == 2
+    assert "a fraction in [0, 1)" in capsys.readouterr().err
+
+
+def test_results_that_cannot_be_written_are_shown(tmp_path, capsys):
+    for name in ("a", "b"):
+        np.save(tmp_path / f"{name}.npy", np.random.default_rng(0).uniform(0, 9, (3, 68, 2)))
+    np.save(tmp_path / "yaw.npy", np.array([0.0, 40, 80]))
+    (tmp_path / "file").touch()
+    arrays = {"predictions": "a", "labels": "b", "yaw": "yaw"}
+    options = [part for k, v in arrays.items() for part in (f"--{k}", str(tmp_path / f"{v}.npy"))]
+    assert main(["score", "aflw2000", *options, "--out", str(tmp_path / "file")]) == 2
+    shown = capsys.readouterr()
+    assert "nme_all 0.0000" in shown.out
+    assert "cannot be written" in shown.err
+
+
 def test_what_is_no_run_is_refused(run_folder, tmp_path):
     with pytest.raises(AssetNotFoundError, match="checkpoint"):
         load_predictor(run_folder / "checkpoints/none.ckpt")
@@ -81,7 +113,9 @@ def test_what_is_no_run_is_refused(run_folder, tmp_path):
 @pytest.mark.parametrize("arguments", [[], ["run"], ["run", "nothing"], ["play", "micc"]])
 def test_wrong_commands_show_what_there_is(arguments, capsys):
     assert main(arguments) == 2
-    assert "aflw2000" in capsys.readouterr().err
+    message = capsys.readouterr().err
+    assert "aflw2000" in message
+    assert message.splitlines()[-1].startswith("error: no ")
     assert main(["--help"]) == 0
 
 
@@ -92,6 +126,6 @@ def test_every_benchmark_has_a_name_and_a_config():
         assert benchmark.name == name
 
 
-def test_what_compares_colours_scores_no_meshes(tmp_path, capsys):
+def test_what_compares_more_scores_no_meshes(tmp_path, capsys):
     assert main(["score", "celeba", "--root", str(tmp_path), "--predictions", str(tmp_path)]) == 2
-    assert "colours, not meshes" in capsys.readouterr().err
+    assert "more than meshes" in capsys.readouterr().err

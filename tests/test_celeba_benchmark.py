@@ -66,6 +66,8 @@ def test_the_same_colour_scores_zero_and_another_one_its_difference(root):
     found = benchmark(root).run(painter([160.0, 100, 180]))
     assert found["photometric_255"].value.mean == pytest.approx(140 / 3, abs=0.7)
     assert found["photometric_rgb_255"].value.mean == pytest.approx(100, abs=1)
+    assert found.curves["photometric_255"][-1] == [50.0, 100.0]
+    assert found.curves["photometric_255"][0][1] == 0
     assert [metric.name for metric in found.metrics] == ["photometric_255", "photometric_rgb_255"]
     assert list(found.per_sample["photometric_255"]) == NAMES
 

@@ -13,9 +13,10 @@ from PIL import Image
 
 from core.detect import Detection
 from datamodules.augment import Augmentation
-from methods import deng
+from methods import deng, mgcnet
 from methods.cest import Weights
 from methods.cli import main
+from methods.regression import LIKELY, CoefficientWeights
 from tests.fakes import (
     aflw2000,
     bu3dfe,
@@ -39,12 +40,15 @@ CONFIGS = sorted(
     for path in (ROOT / "configs").rglob("*.yaml")
     if path.parent.name != "sweeps"  # tests/test_sweeps.py
 )
+DATA = sorted((ROOT / "configs/data").glob("*.yaml"))
 METHODS = {
     "cest": "methods.cest.CEST",
     "deng": "methods.deng.Deng",
     "deng_cnet": "methods.deng_cnet.DengCNet",
+    "mgcnet": "methods.mgcnet.MGCNet",
 }
-PAPER_DATA = {"cest": "voxceleb", "deng": "w300lp", "deng_cnet": "multipie"}
+PAPER_DATA = {"cest": "voxceleb", "deng": "w300lp", "deng_cnet": "multipie", "mgcnet": "w300lp"}
+VIEWS = {"w300lp", "multipie"}  # the data in which a face is seen from several sides at once
 PRINT = "--print_config"
 SMOKE = str(ROOT / "tests/smoke.yaml")
 
@@ -56,7 +60,7 @@ def world(tmp_path_factory):
     (root / "data/face_models").mkdir(parents=True)
     sizes = {"identity": 199, "expression": 79, "albedo": 199}
     face_model.write(root / "data/face_models/bfm2009.npz", **sizes)
-    model = face_model.write(root / "model.npz", identity=40, expression=20, albedo=20)
+    model = face_model.write(root / "model.npz", identity=80, expression=50, albedo=20)
     voxceleb.write(root / "data/voxceleb")
     w300lp.write(root / "data/300W_LP")
     multipie.write(root / "data/multipie")
@@ -72,6 +76,7 @@ def world(tmp_path_factory):
         fake.write(root / "data" / fake.__name__.rpartition(".")[2])
     aflw2000.write_basel(root / "data/bfm2009")
     settings = {"identities": [2, 1, 1], "videos": 1, "frames": 3, "size": 48, "texture": 32}
+    settings["seed"] = 6  # each split has three views of somebody, far enough apart for MGCNet
     overlay = {
         "model": {"face_model": str(model)},
         "data": {"init_args": {"settings": {**settings, "face_model": str(model)}, "jobs": 1}},
@@ -103,7 +108,8 @@ def pairs() -> list[tuple[str, str]]:
     for config in CONFIGS:
         own = [m for m in METHODS if f"{Path(config).stem}_".startswith(f"{m}_")]
         found += [(config, method) for method in own[-1:] or list(METHODS)]
-    return found
+    without_views = {f"configs/data/{path.stem}.yaml" for path in DATA if path.stem not in VIEWS}
+    return [pair for pair in found if pair[1] != "mgcnet" or pair[0] not in without_views]
 
 
 def as_large_as_the_fakes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -224,12 +230,14 @@ PAPERS = {
             "expression_dims": 64,
             "albedo_dims": 80,
             "backbone": "resnet50",
+            "pooled": True,
+            "compared": "whole",
             "pretrained": True,
             "image_size": 224,
             "light_channels": 1,
             "weights": vars(deng.Weights()),
-            "coefficient_weights": vars(deng.CoefficientWeights()),
-            "skin_threshold": deng.LIKELY,
+            "coefficient_weights": vars(CoefficientWeights()),
+            "skin_threshold": LIKELY,
             "lr": 1e-4,
             "kernel_lr": None,
             "landmark_steps": 0,
@@ -256,11 +264,13 @@ PAPERS = {
             "expression_dims": 64,
             "albedo_dims": 80,
             "backbone": "resnet50",
+            "pooled": True,
+            "compared": "whole",
             "image_size": 224,
             "light_channels": 1,
             "weights": vars(deng.Weights(photometric=1.9, landmark=1.6e-3, perceptual=0.1)),
-            "coefficient_weights": vars(deng.CoefficientWeights()),
-            "skin_threshold": deng.LIKELY,
+            "coefficient_weights": vars(CoefficientWeights()),
+            "skin_threshold": LIKELY,
             "c_net_width": 256,
             "c_net_hidden": 512,
             "lr": 2e-5,
@@ -276,6 +286,32 @@ PAPERS = {
             },
         },
         "trainer": {"max_steps": 10_000, "precision": "32-true", "gradient_clip_val": None},
+    },
+    "mgcnet": {  # Shang et al., ECCV 2020, Sec. 3 and 4.1
+        "model": {
+            "identity_dims": 80,
+            "expression_dims": 64,
+            "albedo_dims": 80,
+            "backbone": "resnet50",
+            "pooled": True,
+            "compared": "whole",
+            "pretrained": True,
+            "image_size": 224,
+            "light_channels": 3,
+            "covisible": True,
+            "importance": 10.0,
+            "weights": vars(mgcnet.Weights()),
+            "coefficient_weights": vars(mgcnet.COEFFICIENT_WEIGHTS),
+            "lr": 1e-4,
+            "kernel_lr": None,
+            "landmark_steps": 0,
+            "anneal_steps": None,
+        },
+        "data": {
+            "class_path": "datamodules.mixed.Mixed",
+            "init_args": {"frames_per_clip": 3, "clips_per_batch": 5},
+        },
+        "trainer": {"max_steps": 400_000, "precision": "32-true", "gradient_clip_val": None},
     },
 }
 

@@ -14,19 +14,12 @@ from core.errors import MonofaceError
 from core.landmarks import INNER_MOUTH, NOSE
 from core.lighting import AMBIENT
 from core.losses import total
+from core.recognizer import SmallRecognizer, save_recognizer
 from core.render import draw_lit, render_reconstruction
 from core.rotation import rotation_from_euler
 from methods.base import PATIENCE
-from methods.deng import (
-    APPEARANCE,
-    GEOMETRY,
-    CoefficientWeights,
-    Deng,
-    Unknowns,
-    Weights,
-    flat_skin,
-    lit,
-)
+from methods.deng import Deng, Weights, flat_skin
+from methods.regression import APPEARANCE, GEOMETRY, CoefficientWeights, Unknowns, lit
 from tests.fakes.face_model import write
 
 pytestmark = [
@@ -56,7 +49,7 @@ def make(model_file):
             "backbone_options": THIN,
             "weights": Weights(perceptual=0.0),
         }
-        return Deng(model_file, **{**usual, **options})
+        return Deng(face_model=model_file, **{**usual, **options})
 
     return build
 
@@ -79,7 +72,7 @@ def faces(method: Deng, b: int = 4, v: int = 1) -> FaceBatch:
     vertices = method.shape(x.identity, x.expression)
     camera = method.camera(x.angles, x.translation, SIZE)
     albedo = method.face_model.albedo(x.albedo)
-    images, mask = draw_lit(vertices, method.triangles, albedo, lit(x.light), camera, SIZE)
+    images, mask, _ = draw_lit(vertices, method.triangles, albedo, lit(x.light), camera, SIZE)
     return FaceBatch(
         images=images.clamp(0, 1),
         landmarks=camera.project(method.face_model.landmarks(vertices))[0],
@@ -93,7 +86,7 @@ def faces(method: Deng, b: int = 4, v: int = 1) -> FaceBatch:
 def test_resnet50_gives_the_papers_numbers(tmp_path, light, numbers):
     path = write(tmp_path / "bfm.npz", identity=90, expression=70, albedo=85)
     dims = {"identity_dims": 80, "expression_dims": 64, "albedo_dims": 80}
-    method = Deng(str(path), **dims, light_channels=light).eval()
+    method = Deng(face_model=str(path), **dims, light_channels=light).eval()
     with torch.no_grad():
         found = method.network(torch.rand(1, 3, 64, 64))
     assert found.shape == (1, numbers)
@@ -299,3 +292,32 @@ def test_two_processes_give_the_result_of_one(make, tmp_path):
     assert moved > 1e-4
     for name, value in alone.items():
         torch.testing.assert_close(together[name], value, atol=1e-5, rtol=0, msg=name)
+
+
+def test_what_is_not_shared_is_compared_only_on_demand(make, tmp_path):
+    """A hat on the photo changes Eq. 4 of whole pictures, but not of what both show."""
+    save_recognizer(SmallRecognizer(4, 16), tmp_path / "recognizer.pt", "nothing")
+    changes = {}
+    for compared in ("whole", "shared"):
+        method = make(
+            weights=Weights(), recognizer=str(tmp_path / "recognizer.pt"), compared=compared
+        )
+        batch = faces(method)
+        batch["masks"][..., : SIZE // 2, :] = 0
+        x = some_unknowns(4, 1, seed=1)
+        before = method.hybrid_terms(x, batch)["perceptual"]
+        batch["images"] = torch.where(batch["masks"] > 0, batch["images"], 0.9)
+        changes[compared] = (method.hybrid_terms(x, batch)["perceptual"] - before).abs().item()
+    assert changes["shared"] == 0
+    assert changes["whole"] > 1e-4
+
+
+def test_missing_landmarks_do_not_disturb_the_perceptual_loss(make, tmp_path):
+    save_recognizer(SmallRecognizer(4, 16), tmp_path / "recognizer.pt", "nothing")
+    method = make(weights=Weights(), recognizer=str(tmp_path / "recognizer.pt"))
+    batch, x = faces(method), some_unknowns(4, 1)
+    expected = method.hybrid_terms(x, batch)["perceptual"]
+    batch["landmark_confidence"][:2] = 0
+    batch["landmarks"][:2] = 1000.0
+    found = method.hybrid_terms(x, batch)["perceptual"]
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)

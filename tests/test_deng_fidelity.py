@@ -22,7 +22,8 @@ from core.normals import vertex_normals
 from core.render import draw_lit
 from core.rotation import euler_from_rotation
 from core.skin import skin_probability
-from methods.deng import Deng, Unknowns, Weights, lit
+from methods.deng import Deng, Weights
+from methods.regression import Unknowns, lit
 from tests.fakes.face_model import face_model_arrays
 
 SIZE, FOCAL, CENTRE = 224, 1015.0, 112.0
@@ -118,7 +119,7 @@ def method(arrays, tmp_path_factory):
     path = tmp_path_factory.mktemp("model") / "face.npz"
     np.savez(path, **arrays)
     return Deng(
-        str(path),
+        face_model=str(path),
         region=None,
         backbone="resnet18",
         backbone_options={"channels": [4, 4, 4, 4]},
@@ -190,7 +191,9 @@ def test_picture(method, unknowns, public, arrays, numbers):
     vertices = method.shape(unknowns.identity, unknowns.expression)
     camera = method.camera(unknowns.angles, unknowns.translation, SIZE)
     albedo = method.face_model.albedo(unknowns.albedo)
-    picture, mask = draw_lit(vertices, method.triangles, albedo, lit(unknowns.light), camera, SIZE)
+    picture, mask, _ = draw_lit(
+        vertices, method.triangles, albedo, lit(unknowns.light), camera, SIZE
+    )
     colours = public.colours(public.normals(arrays["triangles"], True), numbers["gamma"])
     random = np.random.default_rng(0)
     pixels = random.integers(0, SIZE, (400, 2))

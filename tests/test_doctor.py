@@ -158,15 +158,22 @@ def test_a_full_disk_stops_the_demo(monkeypatch, tmp_path):
 
 
 def test_wandb_login_is_seen_without_showing_the_key(monkeypatch, tmp_path, a_home_of_its_own):
-    assert "not logged in to api.wandb.ai" in look("wandb", tmp_path).text
     file = a_home_of_its_own / ".netrc"
-    file.write_text("machine api.wandb.ai login user password secret123\n")
+    file.write_text("machine github.example login me password secret0\n")
     file.chmod(0o600)
-    found = look("wandb", tmp_path)
-    assert found.status == "found"
+    assert "not logged in." in look("wandb", tmp_path).text
+    lines = "machine {} login user password secret123\n"  # as `wandb login` writes them
+    for host in ("api.wandb.ai", "api.forge.example"):  # the usual one depends on the version
+        file.write_text(lines.format(host))
+        found = look("wandb", tmp_path)
+        assert found.status == "found"
+        assert host in found.text
     assert "secret123" not in as_json([found])
     monkeypatch.setenv("WANDB_BASE_URL", "https://own.example/api")
-    assert "not logged in to own.example" in look("wandb", tmp_path).text
+    assert "not logged in to https://own.example" in look("wandb", tmp_path).text
+    file.write_text(lines.format("own.example"))
+    assert look("wandb", tmp_path).status == "found"
+    file.write_text(lines.format("api.wandb.ai"))
     monkeypatch.setenv("WANDB_API_KEY", "secret456")
     found = look("wandb", tmp_path)
     assert found.status == "found"

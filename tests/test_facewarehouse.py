@@ -3,9 +3,10 @@ from itertools import chain
 import numpy as np
 import pytest
 import torch
+from scipy.spatial import procrustes as scipy_procrustes
 from scipy.spatial.transform import Rotation
 
-from benchmarks.facewarehouse import FaceWarehouse, vertices_at
+from benchmarks.facewarehouse import FaceWarehouse, _Comparison, vertices_at
 from benchmarks.predictions import FaceMesh
 from core.align import procrustes
 from core.camera import WeakPerspectiveCamera, frontal
@@ -66,6 +67,56 @@ def test_a_missing_expression_costs_what_it_moves(root):
     found = [results.per_sample["s_mm"][f"Tester_1/pose_{pose}"] for pose in range(20)]
     assert found == pytest.approx(expected, abs=0.03)
     assert found[19] > 0.3
+
+
+def test_errors_agree_with_scipy_and_are_kept_for_a_look(root):
+    """Another face as prediction; the similarity and the distances by scipy."""
+
+    def faces(sample):
+        mesh = facewarehouse.mesh(1, 0) if sample.endswith("pose_7") else true(sample)
+        return FaceMesh(
+            mesh.vertices @ TURN.mT * 0.9, mesh.triangles, mesh.landmarks @ TURN.mT * 0.9
+        )
+
+    results = benchmark(root, testers=list(facewarehouse.TESTERS)[:1]).score(faces)
+    name = f"{facewarehouse.TESTERS[0]}/pose_7"
+    first, still = (true(f"{facewarehouse.TESTERS[0]}/pose_{k}") for k in (7, 0))
+    comparison = _Comparison(still, still)
+    points = comparison.map.apply(facewarehouse.mesh(1, 0).vertices).numpy()
+    wanted, s = first.vertices.numpy(), comparison.regions["s"].numpy()
+    _, fitted, _ = scipy_procrustes(wanted[s], points[s])
+    size = np.linalg.norm(wanted[s] - wanted[s].mean(0))
+    distance = np.linalg.norm(fitted * size + wanted[s].mean(0) - wanted[s], axis=1)
+    assert distance.mean() > 0.1
+    assert results.per_sample["s_mm"][name] == pytest.approx(distance.mean(), abs=1e-5)
+    tester = facewarehouse.TESTERS[0]
+    assert list(results.meshes) == [f"{tester}/pose_{k}" for k in (0, 6, 13)]
+    assert len(results.meshes[f"{tester}/pose_0"].error) == int(comparison.regions["l"].sum())
+    assert results.curves["s_mm"][-1] == [5.0, 100.0]
+    assert "S " in results.note
+
+
+def test_points_correspond_by_a_neutral_face_even_if_the_first_is_missing(root):
+    """Otherwise an expression would be taken for the neutral shape of the topology."""
+
+    def faces(sample):
+        if sample == f"{facewarehouse.TESTERS[0]}/pose_0":
+            raise DataError("there is no predicted mesh")
+        return true(sample)
+
+    missing = benchmark(root).score(faces)
+    assert missing["s_mm"].value.n == 39
+    assert missing["s_mm"].value.mean < 0.01
+
+    def none_neutral(sample):
+        if sample.endswith("pose_0"):
+            raise DataError("there is no predicted mesh")
+        return true(sample)
+
+    nothing = benchmark(root).score(none_neutral)
+    assert nothing.means() == {}
+    assert sum(map(len, nothing.failures.values())) == 40
+    assert any("no neutral face" in reason for reason in nothing.failures)
 
 
 def test_photographs_are_cropped_and_predicted(root):

@@ -3,6 +3,7 @@ import pytest
 import torch
 
 from benchmarks.frgc import FRGC, at_pixels, read_abs
+from benchmarks.scans import ScanProtocol
 from core.errors import AssetNotFoundError, DataError
 from tests.fakes import frgc
 
@@ -80,3 +81,8 @@ def test_the_size_of_the_set_is_asserted_and_the_draw_is_seeded(root, tmp_path):
     draws = [FRGC(tmp_path, seed=seed).samples()["scans"] for seed in (1, 1, 2)]
     assert len(set(draws[0])) == 1335
     assert draws[0] == draws[1] != draws[2]
+
+
+def test_a_range_image_has_no_surface_to_measure_from(root):
+    with pytest.raises(DataError, match="symmetric"):
+        FRGC(root, protocol=ScanProtocol(symmetric=True))

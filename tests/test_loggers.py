@@ -46,6 +46,7 @@ RESULTS = Results(
         Metric("b_percent", "%", "share", Summary(None, None, None, 0)),
     ],
     images=3,
+    note="Crops of 8 x 8.",
     failures={"no face": ["z"]},
     run={"method": "mine", "seed": 1},
     per_sample={"a_mm": {"x": 1.0, "y": 2.0}, "b_percent": {"y": 5.0}},
@@ -74,6 +75,7 @@ def test_wandb_gets_tables_curves_points_and_a_mesh_without_login(tmp_path, monk
     assert summary["benchmark/faces/a_mm"] == 1.5
     assert "benchmark/faces/b_percent" not in summary
     assert summary["benchmark/faces/protocol"] == "Two of three."
+    assert summary["benchmark/faces/note"] == "Crops of 8 x 8."
     assert summary["benchmark/faces/run"]["method"] == "mine"
     media = {
         path.relative_to(next(tmp_path.glob("wandb/offline-run-*/files"))).as_posix(): path

@@ -7,6 +7,7 @@ import torch
 from benchmarks.__main__ import main
 from benchmarks.micc import MICC, SUBJECTS, VIDEOS, read_ljson
 from benchmarks.predictions import MeshFolder
+from benchmarks.scans import ScanProtocol
 from core.camera import WeakPerspectiveCamera, frontal
 from core.contracts import Reconstruction
 from core.errors import AssetNotFoundError, DataError
@@ -43,7 +44,7 @@ def test_meshes_of_somebody_else(root, meshes):
     for kind, n in (("cooperative", 2), ("indoor", 2), ("outdoor", 1)):
         assert results[f"{kind}_rmse_mm"].value.n == n
         assert results[f"{kind}_rmse_mm"].value.mean < 1e-6
-    rigid = benchmark(root, scale="none").score(MeshFolder(meshes))
+    rigid = benchmark(root, protocol=ScanProtocol(scale="none")).score(MeshFolder(meshes))
     assert rigid["indoor_mean_mm"].value.mean > 0.3
     assert "95 mm" in results.protocol
     assert "rigid, no scale" in rigid.protocol
@@ -51,7 +52,7 @@ def test_meshes_of_somebody_else(root, meshes):
 
 def test_the_nearer_scan_can_be_taken(root, meshes):
     """subject_01's second scan is larger by a tenth, like the prediction."""
-    rigid = {"scale": "none", "subjects": ["subject_01"]}
+    rigid = {"protocol": ScanProtocol(scale="none"), "subjects": ["subject_01"]}
     first, second, best = (
         benchmark(root, scan=scan, **rigid).score(MeshFolder(meshes))["indoor_rmse_mm"].value.mean
         for scan in ("frontal1", "frontal2", "best")
@@ -95,11 +96,11 @@ class Oracle:
 
 def test_the_mean_of_the_frames_of_a_video_is_scored(root):
     oracle = Oracle()
-    results = benchmark(root, scale="none").run(oracle)
+    results = benchmark(root, protocol=ScanProtocol(scale="none")).run(oracle)
     assert oracle.calls == 6
     assert not results.failures
     assert max(results.means().values()) < 1e-3  # float32
-    single = benchmark(root, scale="none", max_frames=1).run(Oracle())
+    single = benchmark(root, protocol=ScanProtocol(scale="none"), max_frames=1).run(Oracle())
     assert single["cooperative_rmse_mm"].value.mean > 0.3
     assert benchmark(root, every=2).run(Oracle())["indoor_rmse_mm"].value.mean > 0.3
 
@@ -134,7 +135,7 @@ def test_the_command_line(root, meshes, tmp_path, capsys):
         json.dumps(micc.SUBJECTS),
         "--out",
         str(tmp_path),
-        "--scale",
+        "--protocol.scale",
         "global",
     ]
     assert main(command) == 0

@@ -5,8 +5,8 @@ import trimesh
 from scipy.optimize import minimize
 from scipy.spatial.transform import Rotation
 
-from benchmarks.now import NoW, read_pp, scan_to_mesh_mm
-from benchmarks.predictions import FaceMesh, MeshFolder, read_mesh
+from benchmarks.now import NoW, _pooled, crop, read_pp, scan_to_mesh_mm
+from benchmarks.predictions import FaceMesh, MeshFolder, read_mesh, seven_points
 from core.camera import WeakPerspectiveCamera, frontal
 from core.contracts import Reconstruction
 from core.errors import AssetNotFoundError, DataError
@@ -57,6 +57,26 @@ def test_the_scans_elsewhere_larger_and_reordered_score_zero(root):
     assert "4 images of 2 subjects" in results.protocol
 
 
+def distances(scan, face):
+    return scan_to_mesh_mm(scan.vertices[crop(scan)], seven_points(scan), face)
+
+
+def test_vertices_of_all_images_count_alike():
+    found = _pooled([torch.tensor([1.0, 3.0]), torch.tensor([5.0])])
+    assert (found.mean, found.median, found.n) == (3, 3, 2)
+    assert found.std == pytest.approx((8 / 3) ** 0.5)
+
+
+def test_errors_are_kept_for_a_look_and_pooled(root):
+    results = benchmark(root).score(lambda sample: moved(true(sample)))
+    assert results["all_median_mm"].value.mean == results["all_mm"].value.median
+    assert len(results.meshes) == 3
+    for name, mesh in results.meshes.items():
+        assert len(mesh.vertices) == len(mesh.error)
+        assert mesh.error.mean() == pytest.approx(results.per_sample["mean_mm"][name], abs=1e-6)
+        assert mesh.triangles.max() < len(mesh.vertices)
+
+
 def test_mirrored_and_flattened_faces_do_not(root):
     flip = torch.tensor([-1.0, 1, 1])
 
@@ -69,11 +89,11 @@ def test_mirrored_and_flattened_faces_do_not(root):
 
 
 def test_points_d_before_and_behind_a_face_are_d_away():
-    fine = scans.face(121, 161)
+    fine = scans.face(81, 109)
     sides = torch.arange(len(fine.vertices)) % 2 - 0.5
     vertices = fine.vertices.clone()
     vertices[:, 2] += sides
-    found = scan_to_mesh_mm(FaceMesh(vertices, fine.triangles, fine.landmarks), fine)
+    found = distances(FaceMesh(vertices, fine.triangles, fine.landmarks), fine)
     corners = fine.vertices[fine.triangles].numpy()
     slope = trimesh.triangles.normals(corners)[0][:, 2].mean()
     assert found.mean() == pytest.approx(0.5 * slope, rel=0.15)
@@ -86,11 +106,11 @@ def test_holes_and_the_crop():
     eyes, nose = (points[39] + points[42]) / 2, points[33]
     size = (points[36] - points[45]).norm() + (eyes - nose).norm()
     inside = (face.vertices - (nose + 0.3 * (eyes - nose))).norm(dim=-1) < 0.7 * size
-    assert len(scan_to_mesh_mm(face, moved(face))) == inside.sum()
+    assert len(distances(face, moved(face))) == inside.sum()
     vertices = face.vertices.clone()
     vertices[inside.nonzero()[:40, 0]] = torch.nan
     holes = FaceMesh(vertices, face.triangles, points)
-    found = scan_to_mesh_mm(holes, moved(face))
+    found = distances(holes, moved(face))
     assert len(found) == inside.sum() - 40
     assert found.max() < 1e-6
 
@@ -98,7 +118,7 @@ def test_holes_and_the_crop():
 def test_the_alignment_is_the_least_that_an_independent_search_finds():
     """scipy's simplex over the seven parameters, distances by trimesh, from the found place."""
     scan, face = scans.face(23, 29), scans.face(9, 11)
-    distance = scan_to_mesh_mm(scan, face).numpy()
+    distance = distances(scan, face).numpy()
     points = scan.landmarks
     eyes, nose = (points[39] + points[42]) / 2, points[33]
     size = (points[36] - points[45]).norm() + (eyes - nose).norm()

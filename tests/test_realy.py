@@ -45,6 +45,17 @@ def test_the_scans_themselves_elsewhere_score_zero(root, template):
         assert results[f"{region}_mm"].value.mean < (1e-3 if template else 0.2)
 
 
+def test_errors_are_kept_for_a_look(root):
+    results = benchmark(root).score(lambda name: realy.mesh(NAMES[0]))
+    assert set(results.meshes) == set(NAMES)
+    for name, mesh in results.meshes.items():
+        assert len(mesh.error) == len(mesh.vertices)
+        assert mesh.triangles.max() == len(mesh.vertices) - 1
+        means = [results.per_sample[f"{region}_mm"][name] for region in REGIONS]
+        assert min(means) < mesh.error.mean() < max(means)
+    assert results.curves["all_mm"][-1][0] == 5.0
+
+
 def test_another_order_of_vertices_does_not_matter_and_a_mirror_does(root):
     def reordered(name):
         mesh = realy.mesh(name)

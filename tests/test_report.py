@@ -42,7 +42,7 @@ MICC = (
 HOSTILE = "</script><img src=x onerror=alert(1)> & 50% of_it \\input{x} | `$"
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium-headless-shell", "chromium",
                 "chromium-browser", "google-chrome"))), None)  # fmt: skip
-UNITS = {"percent": "%", "mm": "mm", "255": "0..255"}
+UNITS = {"percent": "%", "mm": "mm", "255": "0..255", "degrees": "degrees"}
 
 
 def sphere(points=400, error=1.0):
@@ -469,6 +469,28 @@ def test_the_latex_is_well_formed(report):
                 assert len(re.split(r"(?<!\\)&", line)) == columns, line
         assert table.count("\\toprule") == table.count("\\bottomrule") == 1
     assert "\\input" not in text
+
+
+TEX_COMMANDS = {"usepackage", "begin", "end", "centering", "toprule", "midrule", "bottomrule"}
+TEX_COMMANDS |= {"multicolumn", "linewidth", "emph", "textbf", "caption", "label", "textbackslash"}
+TEX_COMMANDS |= {"textasciitilde", "textasciicircum", "textless", "textgreater", "textbar"}
+TEX_COMMANDS |= {"pm", "sigma", "circ", "cdot", "uparrow", "times"}
+
+
+def test_the_latex_of_every_board_needs_no_package_but_booktabs(tmp_path):
+    """No LaTeX is asked for here: plain ASCII, known commands, and no row that begins with what
+    ends of rows take for their argument."""
+    for k, (name, layout) in enumerate(LAYOUTS.items()):
+        for label in (f"[{k}] first", f"*{k}"):
+            found = results(dict.fromkeys(layout.columns, 1.0 + k), name, f"{AFLW}, 3 × 5 poses")
+            write(tmp_path, f"{name}{label[0]}", found, name=label, predictions=label)
+    boards = make_boards(find_runs([str(tmp_path)]).runs)
+    text = to_tex(boards, Found([], {}))
+    assert text.isascii()
+    assert set(re.findall(r"\\([A-Za-z]+)", text)) <= TEX_COMMANDS
+    assert not re.search(r"\\\\\s*[\[*]", text)
+    assert "{[}0] first" in text
+    assert text.count("\\begin{table}") >= len(LAYOUTS)
 
 
 def test_latex_escapes():

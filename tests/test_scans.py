@@ -6,6 +6,7 @@ import torch
 import trimesh
 from scipy.spatial.transform import Rotation
 
+from benchmarks.base import listed, shown
 from benchmarks.predictions import FaceMesh, MeshFolder, check_unit, landmark_vertices, read_mesh
 from benchmarks.scans import (
     ERRORS,
@@ -13,6 +14,7 @@ from benchmarks.scans import (
     ScanProtocol,
     compare,
     cropped,
+    error_mesh,
     scan_errors,
 )
 from benchmarks.views import meshes_of
@@ -71,6 +73,18 @@ def test_a_wrong_size_costs_without_scale_only(face):
     rigid = errors(face, moved(face, 0.9), scale=False)
     assert rigid["rmse"] > 0.4
     assert rigid["scale"] == 1
+
+
+def test_only_both_directions_see_what_was_not_scanned(face):
+    left = FaceMesh(face.vertices, face.triangles[(face.vertices[face.triangles, 0] < 45).all(1)],
+                    face.landmarks)  # fmt: skip
+    kept = face.vertices[:, 0] < 45
+    part = error_mesh(left, kept, torch.zeros(int(kept.sum())))
+    scan = FaceMesh(part.vertices.double(), part.triangles, face.landmarks)
+    vertices = face.vertices + torch.tensor([0, 0, 9.0]) * (face.vertices[:, :1] > 50)
+    other = FaceMesh(vertices, face.triangles, face.landmarks)
+    assert errors(scan, other, scale=False)["rmse"] < 1e-5
+    assert errors(scan, other, scale=False, symmetric=True)["point"] > 0.5
 
 
 def test_another_order_of_vertices_and_five_or_seven_landmarks_do_not_matter(face):
@@ -331,3 +345,18 @@ def test_landmark_vertices_are_found_from_several_views_and_in_front():
     back = torch.cat([vertices, vertices * torch.tensor([1.0, 1, 0]) - 300 * torch.eye(3)[2]])
     seen = back[None, :, :2]  # from the front alone, the copies at the back are in the same place
     assert (landmark_vertices(seen, seen[:, rows], back[:, 2]) < 500).all()
+
+
+@pytest.mark.parametrize("wrong", [{"crop_mm": 0.0}, {"crop_mm": float("nan")}, {"trim": 1.0}])
+def test_impossible_protocols_are_refused(wrong):
+    with pytest.raises(DataError, match="wanted a crop above 0"):
+        ScanProtocol(**wrong)
+
+
+def test_different_choices_of_as_many_samples_are_different_protocols():
+    assert listed(["b", "a"], "scans") == listed(["a", "b"], "scans").replace("a, b", "b, a")
+    assert listed(["a", "b"], "scans").startswith("2 named scans (a, b; list ")
+    assert listed(["a", "b", "c", "d"], "x") != listed(["a", "b", "c", "e"], "x")
+    assert shown([]) == set()
+    assert shown(["a"]) == {"a"}
+    assert shown(list("abcdef")) == {"a", "c", "e"}

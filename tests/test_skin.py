@@ -50,6 +50,16 @@ def test_the_mixtures_are_densities(mixture):
     assert mass.item() == pytest.approx(sum(row[-1] for row in wide), rel=1e-3)
 
 
+def test_the_tables_are_the_published_ones():
+    """Sums of the columns of the tables in CRL technical report 98/11, made from another copy."""
+    wanted = {
+        SKIN: (2928.50, 2027.72, 1560.64, 5072.83, 2499.49, 4496.61, 0.9992),
+        OTHER: (2055.28, 1984.19, 1866.95, 9172.90, 6829.10, 7794.45, 0.9996),
+    }
+    for mixture, sums in wanted.items():
+        assert np.sum(mixture, 0) == pytest.approx(sums, abs=0.005)
+
+
 @pytest.mark.parametrize(
     ("colour", "is_skin"),
     [

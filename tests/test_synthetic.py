@@ -13,6 +13,7 @@ from core.lighting import sh_basis
 from core.render import draw, render
 from core.rotation import euler_from_rotation
 from core.truth import load_truth
+from datamodules.choice import Views
 from datamodules.synthesis import illumination, motion, props, sensor
 from datamodules.synthesis.noise import generator, smooth_path
 from datamodules.synthesis.settings import SynthesisSettings
@@ -88,6 +89,27 @@ def test_the_reader_reads_what_was_written(root, settings):
         found = batch["landmarks"][0, 0] @ to_image[:2, :2].T + to_image[:2, 2]
         if stage == "test":
             assert (found - truth.landmarks).norm(dim=-1).median() < 3
+
+
+def test_views_know_their_yaw(root, settings):
+    """From the ground truth, also where frames are missing; only where views are asked for."""
+    plain = Synthetic(root, settings).source()
+    data = Synthetic(root, settings, frames=Views(0.01))
+    for split in ("train", "val", "test"):
+        for clip, known in zip(plain.clips(split), data.source().clips(split), strict=True):
+            assert clip.yaw is None
+            assert known.yaw is not None
+            for frame, yaw in zip(known.frames, known.yaw, strict=True):
+                truth = load_truth(root, f"{known.name}/{frame.decode().partition('.')[0]}")
+                # Rx(pitch) does not move what is left of the face: the nose goes by sin(yaw)
+                nose = truth.camera.head_rotation @ torch.tensor([0.0, 0.0, 1.0])
+                assert -torch.asin(nose[0]).rad2deg().item() == pytest.approx(yaw, abs=1e-3)
+    merged = Synthetic(root, settings, whole_video=True, frames=Views(0.01)).source()
+    np.testing.assert_array_equal(merged.clips("train")[0].yaw, data.source().clips("train")[0].yaw)
+    (root / "truth" / f"{plain.clips('val')[0].name}.npz").rename(root / "away.npz")
+    with pytest.raises(DataError, match=r"has no rotations"):
+        data.source()
+    (root / "away.npz").rename(root / "truth" / f"{plain.clips('val')[0].name}.npz")
 
 
 def test_people_are_in_one_split_only(root, settings):

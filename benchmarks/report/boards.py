@@ -97,6 +97,18 @@ LAYOUTS = {
         {"photometric_255": "mean of channels", "photometric_rgb_255": "Euclidean"},
         ("photometric_255", "photometric_rgb_255"),
     ),
+    "now": Layout("NoW", {"all_mm": "mean", "all_median_mm": "median"}, ("mean_mm",)),
+    "realy": Layout(
+        "REALY",
+        {
+            "nose_mm": "nose",
+            "mouth_mm": "mouth",
+            "forehead_mm": "forehead",
+            "cheek_mm": "cheek",
+            "all_mm": "mean of the regions",
+        },
+        ("all_mm",),
+    ),
 }
 
 

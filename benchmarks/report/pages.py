@@ -233,6 +233,9 @@ def _tex_row(cells: list[str]) -> str:
 
 TEX = {
     **{sign: f"\\{sign}" for sign in "&%$#_{}"},
+    **{sign: f"{{{sign}}}" for sign in "[*"},  # after the end of a row they would be its arguments
+    "|": "\\textbar{}",
+    "×": "$\\times$",
     "\\": "\\textbackslash{}",
     "~": "\\textasciitilde{}",
     "^": "\\textasciicircum{}",

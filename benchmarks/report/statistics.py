@@ -43,7 +43,7 @@ def over_seeds(results: list[Results], metric: str) -> Figure | None:
     return Figure(
         statistics.fmean(means),
         statistics.stdev(means) if len(means) > 1 else None,
-        statistics.fmean(spread),
+        statistics.fmean(spread) if spread else None,
         len(means),
     )
 

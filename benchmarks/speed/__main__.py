@@ -105,7 +105,11 @@ def data(given: argparse.Namespace) -> dict[str, Timing]:
         rows = reading.candidates(root, given.size, 4, 4, given.workers)
         shards = Path(folder) / "shards"
         rows += reading.shard_candidates(shards, given.size, 32, 4, given.workers)
-        return measure(rows, given.rounds, given.wait_quiet)
+        spent: dict[str, list[float]] = {}
+        rows = [reading.with_core_time(row, spent) for row in rows]
+        timings = measure(rows, given.rounds, given.wait_quiet)
+        print(reading.core_times(spent))
+        return timings
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -7,7 +7,11 @@ the same kind of loader, as they are stored: what all else is to be measured by.
 video to a shard, with given landmarks, by so many processes, whose start counts.
 """
 
+import multiprocessing
+import os
 import shutil
+import statistics
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from importlib import import_module
@@ -91,6 +95,40 @@ def shard_candidates(
             )
             found.append(Candidate(f"read/shards/{size}/{batch}/{name}/{count}", run, images, 1))
     return found
+
+
+def with_core_time(row: Candidate, spent: dict[str, list[float]]) -> Candidate:
+    """The same, each run of which adds its core milliseconds per image to a list by its key."""
+
+    def run() -> None:
+        before = _core_seconds()
+        row.run()
+        seconds = _core_seconds() - before
+        spent.setdefault(row.key, []).append(1e3 * seconds / row.images)
+
+    return replace(row, run=run)
+
+
+def core_times(spent: dict[str, list[float]]) -> str:
+    """A line for each row of shards: core milliseconds per image, and bare decoding's share."""
+    lines = []
+    for key, times in spent.items():
+        kind, where, size, batch, _, count = key.split("/")
+        bare = spent.get(f"decode/{where}/{size}/{batch}/bare/{count}")
+        if bare and kind in ("decode", "read"):
+            time = statistics.median(times)
+            share = 100 * statistics.median(bare) / time
+            lines.append(f"{key}: {time:.3f} core ms/image; bare decode is {share:.0f} % of it")
+    return "\n".join(lines)
+
+
+def _core_seconds() -> float:
+    """Of this process and of those that it has started and that run (Linux), of all threads."""
+    if sys.platform != "linux":
+        return float("nan")
+    running = [os.getpid(), *(child.pid for child in multiprocessing.active_children())]
+    threads = (path for pid in running for path in Path(f"/proc/{pid}/task").glob("*/schedstat"))
+    return sum(int(path.read_text().split()[0]) for path in threads) / 1e9
 
 
 def _made_shards(root: Path, size: int) -> Any:

@@ -4,10 +4,13 @@ import sys
 from collections.abc import Iterable
 from fractions import Fraction
 from pathlib import Path
+from typing import get_args
 
 import av
 import numpy as np
 
+from datamodules.clips import Clip, Split
+from datamodules.shards import ShardSource
 from tests.fakes.voxceleb import face_points, smooth_image
 
 
@@ -120,6 +123,12 @@ def write_whole(root: Path, release: int, rate: int = 25, seconds: int = 2) -> P
 def square_at(time: float) -> tuple[float, float, float, float]:
     """Left, upper edge, width, height of the square that moves by 100 pixels a second."""
     return 20 + 100 * time, 30.0, 60.0, 60.0
+
+
+def clips(out: Path) -> tuple[ShardSource, dict[str, Clip]]:
+    """What was prepared, and its clips by name."""
+    source = ShardSource(out)
+    return source, {c.name: c for split in get_args(Split) for c in source.clips(split)}
 
 
 if __name__ == "__main__":
