@@ -279,6 +279,7 @@ def test_images_that_are_not_finite_stop_with_their_names(make, tmp_path):
         fit(method, PATIENCE * [batch], tmp_path)
 
 
+@pytest.mark.slow  # starts processes
 def test_two_processes_give_the_result_of_one(make, tmp_path):
     """Of the same whole batches; without batch norm, which sees only a process's own share."""
     options = {"backbone_options": NORM_FREE}
