@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -133,7 +134,18 @@ def as_large_as_the_fakes(monkeypatch: pytest.MonkeyPatch) -> None:
         )
 
 
-@pytest.mark.parametrize(("config", "method"), pairs())
+def cases() -> list[Any]:
+    """The pairs; what is for all methods runs with the first one, and slowly with the others."""
+    first = next(iter(METHODS))
+    return [
+        pytest.param(config, method, marks=pytest.mark.slow)
+        if method != first and (config, first) in pairs()
+        else pytest.param(config, method)
+        for config, method in pairs()
+    ]
+
+
+@pytest.mark.parametrize(("config", "method"), cases())
 def test_config_runs(config, method, world, monkeypatch):
     monkeypatch.chdir(world)
     monkeypatch.setenv("WANDB_MODE", "offline")
