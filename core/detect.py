@@ -50,14 +50,18 @@ class FaceDetector:
 
     def __init__(self, pack: str = PACK, min_score: float = 0.5) -> None:
         folder = Path(pack) if Path(pack).is_dir() else (ROOT / "models" / pack).expanduser()
+        import onnxruntime
         from insightface.app import FaceAnalysis  # seconds to import
 
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()  # of several processes, one each
         try:
             self.analysis = FaceAnalysis(
                 name=str(folder) if folder.is_dir() else pack,
                 root=str(ROOT.expanduser()),
                 allowed_modules=["detection", "landmark_3d_68"],
                 providers=providers(),
+                sess_options=options,
             )
         except (OSError, AssertionError, RuntimeError) as error:  # requests' errors are OSErrors
             raise AssetNotFoundError(

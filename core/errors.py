@@ -21,6 +21,11 @@ class AssetNotFoundError(MonofaceError, FileNotFoundError):
     def __init__(self, what: str, where: object, remedy: str, licence: str | None = None) -> None:
         text = f"{what} not found at {where}. {remedy}"
         super().__init__(f"{text} Licence: {licence}" if licence else text)
+        self.parts = (what, str(where), remedy, licence)
+
+    def __reduce__(self) -> tuple[type, tuple[str | None, ...]]:
+        """For errors of other processes."""
+        return type(self), self.parts
 
 
 class DataError(MonofaceError, ValueError):

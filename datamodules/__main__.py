@@ -82,11 +82,16 @@ HELP = {
 
 
 def _prepare(options: argparse.Namespace) -> None:
+    from datamodules.preparation.video import check_tools
+
+    for name in ("parsing", "detector"):  # other processes have other working folders
+        if (given := getattr(options, name)) and Path(given).exists():
+            setattr(options, name, str(Path(given).resolve()))
     settings = Settings(**{field.name: getattr(options, field.name) for field in fields(Settings)})
     number, count = _part(options.shard)
     if options.jobs is not None and options.jobs < 1:
         raise DataError(f"--jobs {options.jobs}: wanted at least 1")
-    plan = make_plan(options.raw, options.out, settings)
+    plan = make_plan(options.raw, options.out, settings, check_tools)
     _run(plan, number, count, options)
 
 

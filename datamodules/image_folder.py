@@ -5,9 +5,9 @@ On disk, each folder as Deng et al. lay theirs out, folders within folders at wi
     <root>/.../<name>.jpg
         or .png
     <root>/.../landmarks/<name>.txt
-        or .npy or .pts, or beside the image: 68 points
+        or .npy, .pts or .t7, or beside the image: 68 points
     <root>/.../detections/<name>.txt
-        or .npy or .pts: a detector's five points, which suffice
+        or .npy, .pts or .t7: a detector's five points, which suffice
     <root>/.../mask/<name>.png
         grey, size of the image, as FaceBatch.masks: 255 = face seen, 0 = not
     <first root>/splits/{train,val,test}.txt
@@ -15,8 +15,8 @@ On disk, each folder as Deng et al. lay theirs out, folders within folders at wi
 
 * ``landmarks``, ``detections`` and ``mask`` lie in the folder of the images that they belong to.
 * Text: a line ``x y`` a point; pixels, origin at the top left corner of the image, x right, y down.
-  .pts as 300-W's. datamodules/landmark_files.py says more. Files of other numbers of points, as
-  Menpo's 39 for profiles, cannot be used: such frames are left out and counted.
+  .pts as 300-W's, .t7 as LS3D-W's. datamodules/landmark_files.py says more. Files of other numbers
+  of points, as Menpo's 39 for profiles, cannot be used: such frames are left out and counted.
 * Frames that have five points only are cropped by them; their 68 landmarks have confidence 0, and
   without a mask theirs is 1 all over the image.
 * Where a folder has a ``mask``, an image that has none in it is not used.
@@ -51,7 +51,7 @@ from datamodules.listing import (
     with_suffix,
 )
 
-LANDMARKS = (".txt", ".npy", ".pts")
+LANDMARKS = (".txt", ".npy", ".pts", ".t7")
 POINTS = ("landmarks", "", "detections")  # where they are looked for, in this order
 MASKS = "mask"
 WANTED = "<name>.jpg with landmarks/<name>.txt (68 points) or detections/<name>.txt (5)"

@@ -6,6 +6,8 @@
 | .npy, of a photo  | (k, 2): x, y; or (k, 3): x, y, confidence in [0, 1], 0 = missing           |
 | .pts, of a photo  | 300-W's: ``version: 1``, ``n_points: k``, ``{``, k lines ``x y``, ``}``,   |
 |                   | where the centre of the first pixel is (1, 1); read as (0.5, 0.5)          |
+| .t7, of a photo   | LS3D-W's: a tensor (k, 2) of floats or doubles as Torch 7 saves it, binary |
+|                   | and little-endian; counts pixels as .pts                                   |
 | .npz, of a video  | ``landmarks`` (frames, k, 2): x, y; or (frames, k, 3): x, y and a depth,   |
 |                   | which is not used; optional: ``confidence`` (frames, k) in [0, 1], 0 =     |
 |                   | missing; ``valid`` (frames,), false = no face in this frame                |
@@ -26,6 +28,8 @@ from torch import Tensor
 from core.errors import DataError
 
 COUNTS = (5, 68)
+TORCH_OBJECT = 4  # in Torch 7's files
+TENSORS = {"torch.FloatTensor": "<f4", "torch.DoubleTensor": "<f8"}
 
 
 def read_landmarks(path: Path) -> tuple[Float[Tensor, "k 2"], Float[Tensor, " k"]]:
@@ -34,7 +38,7 @@ def read_landmarks(path: Path) -> tuple[Float[Tensor, "k 2"], Float[Tensor, " k"
     Raises:
         DataError: the file does not hold what this module's docstring says.
     """
-    parsers: dict[str, Callable[[BinaryIO], Any]] = {".npy": np.load, ".pts": _pts}
+    parsers: dict[str, Callable[[BinaryIO], Any]] = {".npy": np.load, ".pts": _pts, ".t7": _t7}
     values = _read(path, parsers.get(path.suffix, _table))
     columns = (2, 3) if path.suffix == ".npy" else (2,)
     _require(
@@ -109,6 +113,39 @@ def _pts(stream: BinaryIO) -> np.ndarray:
     if len(counts) != 1 or int(counts[0]) != len(rows):
         raise ValueError(f"{len(rows)} points after {head.split()}")
     return rows - 0.5  # from MATLAB's pixels to ours
+
+
+def _t7(stream: BinaryIO) -> np.ndarray:
+    content, place = stream.read(), 0
+
+    def numbers(kind: str, count: int) -> np.ndarray:
+        nonlocal place
+        found = np.frombuffer(content, kind, count, place)
+        place += found.nbytes
+        return found
+
+    def number(kind: str) -> int:
+        return int(numbers(kind, 1)[0])
+
+    def name() -> str:
+        """Of the class of an object; its place in the file and a version come before."""
+        if (mark := number("<i4")) != TORCH_OBJECT:
+            raise ValueError(f"an object of kind {mark}, wanted a tensor")
+        number("<i4")
+        numbers("S1", number("<i4"))
+        return numbers("S1", number("<i4")).tobytes().decode()
+
+    if (found := name()) not in TENSORS:
+        raise ValueError(f"a {found[:40]!r}, wanted one of {list(TENSORS)}")
+    dimensions = number("<i4")
+    shape, steps = numbers("<i8", dimensions), numbers("<i8", dimensions)
+    start = number("<i8") - 1
+    name()
+    values = numbers(TENSORS[found], number("<i8"))
+    if shape.prod() > len(values):
+        raise ValueError(f"{len(values)} numbers for the shape {tuple(shape)}")
+    rows = values[start + np.tensordot(steps, np.indices(shape.tolist()), 1)]
+    return np.asarray(rows - 0.5)  # Torch 7 counts from 1
 
 
 def _arrays(stream: BinaryIO) -> dict[str, np.ndarray]:

@@ -49,7 +49,7 @@ class _Video:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.container = av.open(str(path))
+        self.container = av.open(str(path), metadata_errors="ignore")
         if not self.container.streams.video:
             raise DataError(f"'{path}' has no video stream")
         self.stream = self.container.streams.video[0]

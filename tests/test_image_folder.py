@@ -14,7 +14,7 @@ from datamodules.base import FaceDataModule
 from datamodules.clips import Fault, UnusableFrameError
 from datamodules.image_folder import ImageFolder, Photographs
 from tests.fakes import image_folder
-from tests.fakes.image_folder import save_text
+from tests.fakes.image_folder import save_text, t7
 from tests.fakes.voxceleb import face_points, save, save_array
 from tests.fakes.vw300 import write_pts
 
@@ -105,6 +105,15 @@ def test_flat_folders_of_menpos_pairs(tmp_path):
     assert caught.value.fault == Fault.LANDMARKS
     with pytest.raises(DataError, match="wanted a folder for each person"):
         Photographs.scan([tmp_path], folders_are_people=True)
+
+
+def test_flat_folders_of_ls3d_w(tmp_path):
+    points = face_points(np.random.default_rng(0), 64)[:, :2]
+    save(tmp_path / "Menpo-3D/1.jpg", Image.new("RGB", (64, 64)))
+    (tmp_path / "Menpo-3D/1.t7").write_bytes(t7(points + 0.5))
+    source = Photographs.scan([tmp_path])
+    frame = source.read(clips(source)["Menpo-3D/1"], 0)
+    np.testing.assert_allclose(frame.landmarks, points, atol=1e-4)
 
 
 def test_68_points_come_before_five(root):

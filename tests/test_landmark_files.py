@@ -1,8 +1,11 @@
+import struct
+
 import numpy as np
 import pytest
 
 from core.errors import DataError
 from datamodules.landmark_files import read_landmarks, read_video_landmarks
+from tests.fakes.image_folder import t7
 
 POINTS = np.random.default_rng(0).uniform(10, 90, (68, 2)).astype(np.float32)
 FRAMES = np.stack([POINTS, POINTS + 1, POINTS + 2])
@@ -23,9 +26,26 @@ def test_the_third_column_of_npy_is_confidence(tmp_path):
     np.testing.assert_array_equal(confidence, CONFIDENCE)
 
 
+@pytest.mark.parametrize("kind", ["torch.DoubleTensor", "torch.FloatTensor"])
+def test_tensors_of_torch_7_count_from_one(tmp_path, kind):
+    (tmp_path / "a.t7").write_bytes(t7(POINTS + 0.5, kind))
+    (tmp_path / "b.t7").write_bytes(t7(POINTS + 0.5, kind, steps=(1, 68)))  # a transposed view
+    for name in ("a.t7", "b.t7"):
+        points, confidence = read_landmarks(tmp_path / name)
+        np.testing.assert_allclose(points, POINTS, atol=1e-5)
+        assert confidence.tolist() == [1] * 68
+
+
 @pytest.mark.parametrize(
     ("name", "content", "reason"),
     [
+        ("a.t7", b"", "smaller than requested"),
+        ("a.t7", t7(POINTS)[:-8], "smaller than requested"),
+        ("a.t7", struct.pack("<ii", 3, 1), "kind 3, wanted a tensor"),
+        ("a.t7", t7(POINTS, "torch.LongTensor"), "a 'torch.LongTensor', wanted one of"),
+        ("a.t7", t7(POINTS, steps=(1, 999)), "out of bounds"),
+        ("a.t7", t7(POINTS).replace(struct.pack("<q", 68), struct.pack("<q", 69)), "136 numbers"),
+        ("a.t7", t7(POINTS[:21]), r"shape \(21, 2\)"),
         ("a.txt", b"", "it is empty"),
         ("a.txt", b"# only a comment\n", "it is empty"),
         ("a.txt", b"1 2\n3\n", "inhomogeneous"),

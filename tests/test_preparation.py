@@ -12,28 +12,25 @@ import signal
 import subprocess
 import sys
 import time
-from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import av
 import numpy as np
-import onnx
 import pytest
 import torch
-from onnx import TensorProto, helper
 
 from core.crop import face_crop
-from core.detect import Detection, FaceDetector, main_track
 from core.errors import AssetNotFoundError, DataError
 from datamodules.__main__ import main
 from datamodules.masks import hull_mask
-from datamodules.preparation import video as video_module
+from datamodules.preparation import plan as plan_module
 from datamodules.preparation.decoding import decoded
-from datamodules.preparation.masks import FaceParser
 from datamodules.preparation.plan import Settings, list_videos, make_plan
 from datamodules.preparation.shard import finish, prepare_shard
-from datamodules.shards import ShardSource
-from tests.fakes.videos import film, landmarks, write
+from datamodules.video import read_frame
+from tests.fakes.videos import clips, film, landmarks, write
 from tests.fakes.voxceleb import face_points
 
 CLIP = "id10001/video0/00001"
@@ -62,11 +59,6 @@ def contents(out):
     """All files of a preparation but its plan, which names folders."""
     files = sorted(path for path in out.rglob("*") if path.is_file() and path.name != "plan.json")
     return {str(path.relative_to(out)): path.read_bytes() for path in files}
-
-
-def clips(out):
-    source = ShardSource(out)
-    return source, {c.name: c for split in ("train", "val", "test") for c in source.clips(split)}
 
 
 # what comes of it
@@ -150,7 +142,7 @@ def test_where_the_video_ends_is_no_face(tmp_path):
 
 
 def test_a_mask_is_only_stored_where_the_video_cuts_the_face(tmp_path):
-    for number, moved in ((1, 0.0), (2, -22.0), (3, -52.0)):
+    for number, moved in ((4, 52.0), (1, 0.0), (2, -22.0), (3, -52.0)):
         film(tmp_path / f"a/b/{number}.mp4", 1, 160)
         points = face_points(np.random.default_rng(0), 160)[None]
         points[..., 0] += moved
@@ -159,7 +151,7 @@ def test_a_mask_is_only_stored_where_the_video_cuts_the_face(tmp_path):
     prepare_shard(plan.jobs()[0])
     assert finish(plan) == []
     source, found = clips(plan.out)
-    whole, near, over = (source.read(found[f"a/b/{number}"], 0) for number in (1, 2, 3))
+    whole, near, over, right = (source.read(found[f"a/b/{k}"], 0) for k in (1, 2, 3, 4))
     assert whole.mask is None
     assert near.mask is None  # black in the crop, but not where the face is
     assert near.image[:, 60:200, 0].max() < 20
@@ -170,6 +162,10 @@ def test_a_mask_is_only_stored_where_the_video_cuts_the_face(tmp_path):
     assert hull[:, : int(border)].max() == 255
     assert over.mask[0, :, : int(border)].max() == 0
     assert (over.mask[0] - hull).abs()[:, int(border) + 2 :].max() <= 1
+    border = float(right.landmarks[0, 0] + scale * (160 - given[0, 0] - 104))
+    hull = hull_mask(right.landmarks, right.confidence, 256)[0] * 255
+    assert hull[:, int(border) + 2 :].max() == 255
+    assert right.mask[0, :, int(border) + 2 :].max() == 0
 
 
 def test_thresholds(raw, tmp_path):
@@ -186,7 +182,9 @@ def test_thresholds(raw, tmp_path):
     assert frames(every=2) == (6, {})
     assert frames(min_crop_px=500.0) == (0, {"face is too small": 10})
     assert frames(min_confidence=0.99) == (0, {"confidence is too low": 10})
-    for bad in ({"size": 0}, {"quality": 0}, {"margin": 0.0}, {"mask": "parsing"}):
+    wrong = [{"size": 0}, {"quality": 0}, {"margin": 0.0}, {"mask": "parsing"}]
+    wrong += [{"margin": np.nan}, {"min_crop_px": np.nan}, {"min_confidence": 1.5}]
+    for bad in wrong:
         with pytest.raises(DataError, match="preparation: "):
             Settings(**bad)
 
@@ -257,6 +255,29 @@ def test_a_video_that_ends_too_early_is_reported_and_what_is_there_is_kept(tmp_p
     assert re.search(r"ends after \d+ of 60 frames|cannot be decoded", bad["reason"])
 
 
+def test_titles_that_are_not_utf8_and_errors_that_are_not_ffmpegs(tmp_path, monkeypatch):
+    film(tmp_path / "raw/a/b/1.mp4", 3, 160)
+    with av.open(str(tmp_path / "raw/a/b/1.mp4")) as whole:
+        path = tmp_path / "raw/a/b/2.mp4"
+        with av.open(str(path), "w", metadata_encoding="latin-1") as titled:
+            titled.metadata["title"] = "Gespräch"
+            stream = titled.add_stream_from_template(whole.streams.video[0])
+            for packet in whole.demux(video=0):
+                if packet.dts is not None:
+                    packet.stream = stream
+                    titled.mux(packet)
+    assert "Gespräch".encode("latin-1") in path.read_bytes()
+    assert [index for index, _ in decoded(path)] == [0, 1, 2]
+    assert read_frame(path, 2).shape == (3, 160, 160)
+
+    def odd(*_, **__):
+        raise ValueError("unknown layout")
+
+    monkeypatch.setattr("datamodules.preparation.decoding.VideoReformatter", odd)
+    with pytest.raises(DataError, match=r"cannot be decoded.*unknown layout"):
+        list(decoded(path))
+
+
 def test_finish_says_what_is_missing_or_that_nothing_was_good(raw, tmp_path):
     plan = make_plan(raw / "dev/mp4/id10001", tmp_path / "a", Settings(videos_per_shard=1))
     prepare_shard(plan.jobs()[1])
@@ -274,25 +295,28 @@ def test_finish_says_what_is_missing_or_that_nothing_was_good(raw, tmp_path):
 
 
 def test_killed_at_any_time_nothing_is_lost_or_doubled(raw, plan, prepared, tmp_path):
+    """Each time in another shard, when some of it is written."""
     again = make_plan(raw, tmp_path / "set", plan.settings)
+    jobs = again.jobs()
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["datamodules.preparation.shard"])
     rng, kills = random.Random(0), 0
-    for job in again.jobs():
-        for attempt in range(4):
-            process = context.Process(target=prepare_shard, args=(job,))
-            process.start()
-            if attempt < 3:
-                begun = tmp_path / "set/.partial"
-                while process.is_alive() and not list(
-                    begun.glob(f"{job.shard:05}.*.{process.pid}*")
-                ):
-                    time.sleep(0.001)
-                time.sleep(rng.uniform(0, 0.05))
-                process.kill()
-            process.join()
-            kills += process.exitcode == -signal.SIGKILL
-    assert kills >= 4
+    for number in range(4):
+        victim = jobs[number]
+        wanted = rng.random() * (prepared / "shards" / victim.tar.name).stat().st_size
+        process = context.Process(target=list, args=(map(prepare_shard, jobs),))
+        process.start()
+        while process.is_alive() and not victim.tar.is_file():
+            parts = again.out.glob(f".partial/{victim.shard:05}.*.{process.pid}.tar")
+            if any(path.stat().st_size > wanted for path in parts):
+                break
+            time.sleep(0.001)
+        process.kill()
+        process.join()
+        kills += process.exitcode == -signal.SIGKILL
+        assert not (again.out / "index").exists()
+    assert kills >= 3
+    list(map(prepare_shard, jobs))
     assert finish(again) == []
     assert contents(again.out) == contents(prepared)
 
@@ -347,15 +371,84 @@ def test_a_full_disk(raw, plan, tmp_path):
 def test_no_space_when_the_shard_is_renamed(raw, plan, tmp_path, monkeypatch):
     full = make_plan(raw, tmp_path / "set", plan.settings)
 
-    def nowhere(*_):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    def once(source, target):
+        if list(full.out.glob("shards/*")):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return source.rename(target)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "replace", nowhere)
+        patch.setattr(Path, "replace", once)
         check_full(full)
 
 
+def test_a_shard_that_somebody_else_finishes_meanwhile(raw, plan, prepared, tmp_path, monkeypatch):
+    """And clears up what is left of it, as ``finish`` does."""
+    again = make_plan(raw, tmp_path / "set", plan.settings)
+    job = again.jobs()[0]
+
+    def cleared(aside, target):
+        shutil.copytree(prepared / "shards", job.tar.parent, dirs_exist_ok=True)
+        raise FileNotFoundError(errno.ENOENT, "No such file or directory", str(aside))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", cleared)
+        assert prepare_shard(job) == 3
+    assert finish(again) == []
+
+
+@pytest.mark.parametrize("unmounted", [False, True])
+def test_videos_that_are_all_gone_are_not_called_bad(raw, tmp_path, unmounted):
+    shutil.copytree(raw / "dev/mp4/id10001", tmp_path / "raw")
+    plan = make_plan(tmp_path / "raw", tmp_path / "out", Settings())
+    (tmp_path / "raw").rename(tmp_path / "elsewhere")
+    if unmounted:
+        (tmp_path / "raw").mkdir()
+    with pytest.raises(DataError, match=r"no longer in .*bring the folder back"):
+        prepare_shard(plan.jobs()[0])
+    assert finish(plan) == [0]
+    shutil.copytree(tmp_path / "elsewhere", tmp_path / "raw", dirs_exist_ok=True)
+    (tmp_path / "raw/video0/00001.mp4").unlink()  # a single one is
+    prepare_shard(plan.jobs()[0])
+    assert finish(plan) == []
+    (bad,) = json.loads((plan.out / "report.json").read_text())["bad_videos"]
+    assert "No such file" in bad["reason"]
+
+
+@pytest.mark.parametrize("moment", ["pathlib.Path.iterdir", f"{plan_module.__name__}.list_videos"])
+def test_whoever_begins_first_makes_the_plan(raw, tmp_path, monkeypatch, moment):
+    """Another process does so while this one looks into the folder, or lists more videos."""
+    first = make_plan(raw / "dev/mp4/id10001", tmp_path / "first", Settings())
+    before, out = (Path.iterdir if "iterdir" in moment else list_videos), tmp_path / "out"
+    out.mkdir()
+
+    def meanwhile(*arguments):
+        shutil.copy(first.out / "plan.json", out)
+        return before(*arguments)
+
+    film(raw / "dev/mp4/id10001/late.mp4", 1, 32)
+    try:
+        monkeypatch.setattr(moment, meanwhile)
+        assert make_plan(first.raw, out, Settings()).videos == first.videos
+    finally:
+        (raw / "dev/mp4/id10001/late.mp4").unlink()
+
+
 # the command line
+
+
+def test_a_result_that_cannot_be_written_or_models_that_are_missing(raw, tmp_path, capsys):
+    arguments = ["prepare", "voxceleb", "--raw", str(raw / "dev/mp4/id10001"), "--jobs", "1"]
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit):
+        main([*arguments, "--out", str(tmp_path / "file/out")])
+    assert "cannot be written: Not a directory" in capsys.readouterr().err
+    arguments += ["--out", str(tmp_path / "out")]
+    wrong = ["--mask", "parsing", "--parsing", str(tmp_path / "none.onnx")]
+    with pytest.raises(SystemExit):
+        main([*arguments, *wrong])
+    assert "give it as --parsing" in capsys.readouterr().err
+    main([*arguments, "--every", "5"])  # nothing was begun
+    assert "finished" in capsys.readouterr().out
 
 
 @pytest.mark.slow
@@ -414,6 +507,7 @@ def test_raw_files_are_left_alone(raw, prepared):
 
 @pytest.mark.slow
 def test_ray_finishes_what_a_lost_node_had_begun(raw, plan, prepared, tmp_path):
+    """Two nodes; one is lost while it writes a shard: its worker is stopped there, and killed."""
     pytest.importorskip("ray")
     import ray
     from ray.cluster_utils import Cluster
@@ -424,11 +518,20 @@ def test_ray_finishes_what_a_lost_node_had_begun(raw, plan, prepared, tmp_path):
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
     try:
         nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
+        raylets = {node.all_processes["raylet"][0].process.pid: node for node in nodes}
         ray.init(address=cluster.address, log_to_driver=False)
-        results = on_ray(again.jobs())
-        done = next(results)
-        cluster.remove_node(nodes[0], allow_graceful=False)
-        assert done + sum(results) == len(again.videos)
+        with ThreadPoolExecutor(1) as pool:
+            done = pool.submit(lambda: sum(on_ray(again.jobs())))
+            while not (begun := list(again.out.glob(".partial/*.tar"))) and not done.done():
+                time.sleep(0.001)
+            worker = int(begun[0].name.split(".")[-2])
+            os.kill(worker, signal.SIGSTOP)
+            parent = int(Path(f"/proc/{worker}/stat").read_text().rpartition(")")[2].split()[1])
+            assert begun[0].is_file()  # not finished
+            cluster.remove_node(raylets[parent], allow_graceful=False)
+            with suppress(ProcessLookupError):  # it may have gone with its node
+                os.kill(worker, signal.SIGKILL)
+            assert done.result() == len(again.videos)
     finally:
         ray.shutdown()
         cluster.shutdown()
@@ -442,192 +545,3 @@ def test_without_ray_it_says_what_to_install(plan, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(AssetNotFoundError, match=r"pip install 'monoface\[ray\]'"):
         next(on_ray(plan.jobs()))
-
-
-# listing
-
-
-def test_layouts_of_the_release_and_others(tmp_path):
-    names = ["dev/mp4/id1/v/1.mp4", "test/mp4/id2/v/1.mp4", "id3/v.avi", "alone.mkv", "id4/n.txt"]
-    for name in [*names, "id3/v.npz"]:
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).touch()
-    found = list_videos(tmp_path, left := Counter())
-    assert [(v.clip, v.identity, v.landmarks) for v in found] == [
-        ("alone", "alone", None),
-        ("id1/v/1", "id1", None),
-        ("id2/v/1", "id2", None),
-        ("id3/v", "id3", "id3/v.npz"),
-    ]
-    assert not left
-
-
-def test_names_links_and_folders_that_cannot_be_used(raw, tmp_path, monkeypatch):
-    root = shutil.copytree(raw / "dev/mp4/id10001", tmp_path / "raw/id10001").parent
-    (root / "again").symlink_to(root)
-    (root / "circle").symlink_to(root / "circle")
-    shutil.copy(root / "id10001/video0/00001.mp4", os.fsencode(root) + b"/\xff.mp4")
-    (root / "closed").mkdir()
-    scandir = os.scandir
-
-    def refusing(path):
-        if str(path).endswith("closed"):
-            raise PermissionError(errno.EACCES, "Permission denied", str(path))
-        return scandir(path)
-
-    monkeypatch.setattr(os, "scandir", refusing)
-    plan = make_plan(root, tmp_path / "out", Settings())
-    assert [video.clip for video in plan.videos] == ["id10001/video0/00001", "id10001/video1/00001"]
-    assert sum(plan.left_out.values()) >= 3
-    for job in plan.jobs():
-        prepare_shard(job)
-    finish(plan)
-    report = json.loads((plan.out / "report.json").read_text())
-    assert report["left_out_of_the_listing"] == plan.left_out
-
-
-def test_a_raw_folder_that_is_something_else(tmp_path, raw):
-    with pytest.raises(AssetNotFoundError, match="--raw"):
-        make_plan(tmp_path / "nothing", tmp_path / "out", Settings())
-    (tmp_path / "notes.doc").touch()
-    with pytest.raises(DataError, match=r"found \['notes.doc'\], wanted .*\.mp4"):
-        make_plan(tmp_path, tmp_path / "out", Settings())
-    for name in ("dev/mp4/a/1.mp4", "test/mp4/a/1.mp4"):
-        (tmp_path / name).parent.mkdir(parents=True)
-        (tmp_path / name).touch()
-    with pytest.raises(DataError, match="the same clip"):
-        make_plan(tmp_path, tmp_path / "out", Settings())
-    with pytest.raises(DataError, match=r"no plan\.json.*new or empty"):
-        make_plan(raw, tmp_path, Settings())
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out/plan.json").write_text("{}")
-    with pytest.raises(DataError, match="not the plan"):
-        make_plan(raw, tmp_path / "out", Settings())
-
-
-# detection
-
-
-def face(x, y, size=40.0, score=0.9):
-    points = torch.from_numpy(face_points(np.random.default_rng(0), 1)[:, :2])
-    return Detection(points * size + torch.tensor([x, y]), score)
-
-
-def test_the_face_that_is_seen_longest_is_followed():
-    """Two people walk past each other; the third is there only once, but larger."""
-    one = [face(4.0 * i, 50) for i in range(20)]
-    two = [face(100 - 4.0 * i, 110) for i in range(20)]
-    frames = [[b, a] if i % 2 else [a, b] for i, (a, b) in enumerate(zip(one, two, strict=True))]
-    frames[5] = [two[5]]  # missed once
-    frames[9] = [*frames[9], face(0, 0, 300)]
-    frames[3] = []
-    found = main_track(frames)
-    assert found == [None if i == 3 else face for i, face in enumerate(two)]
-    gone = [[one[0]]] * 10 + [[]] * 14 + [[one[0]]] * 9
-    assert [face is not None for face in main_track(gone)] == [True] * 10 + [False] * 23
-    assert main_track([[], []]) == [None, None]
-    assert main_track([[face(0, 0, 20), face(200, 0, 50)]])[0].landmarks.amin() > 0
-
-
-def test_faces_are_detected_where_no_landmarks_are_given(tmp_path, monkeypatch):
-    film(tmp_path / "raw/a/b/1.mp4", 6, 160)
-
-    class Fake(FaceDetector):
-        def __init__(self):
-            self.seen = 0
-
-        def __call__(self, image):
-            assert image.shape == (3, 160, 160)
-            assert 0 <= image.min() < image.max() <= 1
-            self.seen += 1
-            return [] if self.seen == 2 else [face(0, 0, 160, 0.8), face(100, 100, 30)]
-
-    fake = Fake()
-    monkeypatch.setattr(video_module, "_detector", lambda _: fake)
-    plan = make_plan(tmp_path / "raw", tmp_path / "out", Settings(every=2))
-    prepare_shard(plan.jobs()[0])
-    assert finish(plan) == []
-    source, found = clips(plan.out)
-    assert found["a/b/1"].frames.tolist() == [b"000000.jpg", b"000004.jpg"]
-    assert source.read(found["a/b/1"], 0).confidence.tolist() == pytest.approx([0.8] * 68)
-    report = json.loads((plan.out / "report.json").read_text())
-    assert report["dropped_frames"] == {"no face": 1}
-
-
-def test_a_missing_detector_is_said_at_once(tmp_path, monkeypatch, capsys):
-    film(tmp_path / "raw/a/b/1.mp4", 1, 160)
-
-    def offline(*_, **__):
-        raise ConnectionError("no network")
-
-    monkeypatch.setattr("insightface.app.FaceAnalysis.__init__", offline)
-    monkeypatch.setattr("core.detect.ROOT", tmp_path)
-    video_module._detector.cache_clear()
-    arguments = ["prepare", "voxceleb", "--raw", str(tmp_path / "raw"), "--out"]
-    with pytest.raises(SystemExit):
-        main([*arguments, str(tmp_path / "out")])
-    assert "1k3d68.onnx" in capsys.readouterr().err
-    with pytest.raises(AssetNotFoundError):  # and a video is not called bad for it
-        prepare_shard(make_plan(tmp_path / "raw", tmp_path / "out", Settings()).jobs()[0])
-
-
-# masks
-
-
-def network(path, classes=19, shape=(1, 3, 32, 32)):
-    """Skin where it is red, hair elsewhere: a convolution of one pixel."""
-    weights = np.zeros((classes, 3, 1, 1), np.float32)
-    weights[1, 0], weights[-2, 0] = 50, -50
-    node = helper.make_node("Conv", ["image", "weights"], ["scores"])
-    graph = helper.make_graph(
-        [node],
-        "parser",
-        [helper.make_tensor_value_info("image", TensorProto.FLOAT, shape)],
-        [helper.make_tensor_value_info("scores", TensorProto.FLOAT, (1, classes, *shape[2:]))],
-        [helper.make_tensor("weights", TensorProto.FLOAT, weights.shape, weights.ravel())],
-    )
-    opset = helper.make_opsetid("", 17)
-    onnx.save(helper.make_model(graph, opset_imports=[opset], ir_version=8), path)
-    return path
-
-
-def test_a_parsing_network_marks_the_face(tmp_path):
-    parser = FaceParser(network(tmp_path / "net.onnx"))
-    image = torch.zeros(3, 64, 64)
-    image[0, :, 32:] = 1
-    mask = parser(image)
-    assert mask.shape == (1, 64, 64)
-    assert mask[0, :, :28].max() < 0.01
-    assert mask[0, :, 36:].min() > 0.99
-    free = FaceParser(network(tmp_path / "free.onnx", shape=(1, 3, "h", "w")))
-    assert free.size == (512, 512)
-    with pytest.raises(DataError, match=r"gives \(1, 4, 32, 32\), wanted \(1, 19"):
-        FaceParser(network(tmp_path / "four.onnx", classes=4))(image)
-    (tmp_path / "text.onnx").write_text("no network")
-    with pytest.raises(DataError, match="not an ONNX network"):
-        FaceParser(tmp_path / "text.onnx")
-    with pytest.raises(AssetNotFoundError, match="--parsing"):
-        FaceParser(tmp_path / "none.onnx")
-
-
-@pytest.mark.parametrize("kind", ["skin", "parsing"])
-def test_masks_by_colour_and_by_a_network(raw, tmp_path, kind):
-    parsing = str(network(tmp_path / "net.onnx")) if kind == "parsing" else None
-    settings = Settings(mask=kind, parsing=parsing, every=5)
-    plan = make_plan(raw / "dev/mp4/id10001", tmp_path / "out", settings)
-    prepare_shard(plan.jobs()[0])
-    finish(plan)
-    source, found = clips(plan.out)
-    frame = source.read(found["video0/00001"], 0)
-    image, mask = frame.image.float() / 255, frame.mask[0].float() / 255
-    if kind == "parsing":
-        inner = slice(8, -8)
-        assert mask[inner, inner][image[0, inner, inner] > 0.55].mean() > 0.8
-        assert mask[inner, inner][image[0, inner, inner] < 0.35].mean() < 0.1
-    else:
-        from core.skin import skin_probability
-
-        middle = (slice(120, 136), slice(120, 136))  # inside the hull
-        wanted = skin_probability(image)[0][middle]
-        assert (mask[middle] - wanted).abs().mean() < 0.1
-        assert mask[:5].max() == 0

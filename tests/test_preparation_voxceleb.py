@@ -177,6 +177,22 @@ def test_the_face_of_the_boxes_is_cut_out(tmp_path, monkeypatch, release, rate):
         assert shown[:, 1].max() - shown[:, 1].min() == pytest.approx(60 * scale, abs=5)
 
 
+@pytest.mark.parametrize("turned", [False, True])
+def test_of_two_faces_in_a_box_the_one_nearer_to_its_middle(tmp_path, monkeypatch, turned):
+    class Finder(SquareFinder):
+        def __call__(self, image):
+            found = super().__call__(image)
+            found += [Detection(face.landmarks + 12, 0.95) for face in found]
+            return found[::-1] if turned else found
+
+    monkeypatch.setattr(video_module, "_detector", lambda _: Finder())
+    _, source, clips = prepared(write_whole(tmp_path / "raw", 2), tmp_path / "out", every=20)
+    frame = source.read(clips["id10270/aaaaaaaaaaa/00001"], 0)
+    shown = (frame.image.float().mean(0) > 128).nonzero().float()
+    middle = (shown.amin(0) + shown.amax(0) + 1) / 2
+    torch.testing.assert_close(middle, torch.tensor([128.0, 128.0]), atol=4.0, rtol=0)
+
+
 @pytest.mark.parametrize("official", ["meta", "folder"])
 def test_the_official_test_is_the_split(tmp_path, monkeypatch, official):
     monkeypatch.setattr(video_module, "_detector", lambda _: SquareFinder())

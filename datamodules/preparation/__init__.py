@@ -63,7 +63,8 @@ one core of a shared machine; measure yours: ``python -m benchmarks.speed data``
 The detector decides: 10 faces/s on a core and 200 on a GPU are assumptions. With k = 10 a hundred
 cores need a quarter of an hour for all but the detection, and six hours with it; eight GPUs, four
 hours for the detection. On GPUs install onnxruntime-gpu instead of onnxruntime, and start one task
-for each GPU, with --jobs 2 to 4: a process that decodes leaves its GPU waiting. One shard holds 64
-of the 1.1 million files: 17,600 shards of 22 MB with k = 10; ``--videos-per-shard 1000`` makes
-1,128 of 340 MB, of which a task that is killed loses at most one for each process.
+for each GPU, with --jobs 2 to 4: a process that decodes leaves its GPU waiting. Tasks of Ray ask
+for a core, not for a GPU, and Ray hides GPUs from them. One shard holds 64 of the 1.1 million
+files: 17,200 shards of 22 MB with k = 10; ``--videos-per-shard 1000`` makes 1,100 of 340 MB, of
+which a task that is killed loses at most one for each process.
 """

@@ -97,11 +97,14 @@ def _opened(
 ) -> Iterator[tuple[InputContainer, Callable[[av.VideoFrame], Pixels]]]:
     """A video and what turns its frames into pixels."""
     try:
-        with av.open(str(path)) as container:
+        with av.open(str(path), metadata_errors="ignore") as container:
             if not container.streams.video:
                 raise DataError("no video in it")
             container.streams.video[0].thread_type = "NONE"  # the processes share the cores
             shared = VideoReformatter()  # a new one for each frame would take half of the time
             yield container, lambda frame: shared.reformat(frame, format="rgb24").to_ndarray()
-    except av.error.FFmpegError as error:
-        raise DataError(f"cannot be decoded, or not to its end: {error.strerror}") from error
+    except DataError:
+        raise
+    except Exception as error:  # damaged files cause more than FFmpeg's errors
+        reason = getattr(error, "strerror", None) or repr(error)
+        raise DataError(f"cannot be decoded, or not to its end: {reason}") from error

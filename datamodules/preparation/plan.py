@@ -1,9 +1,11 @@
 """What is to be prepared and how: made once, kept in ``plan.json``, the same for every process."""
 
 import json
+import math
 import os
+import socket
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, astuple, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -62,8 +64,14 @@ class Settings:
                 raise DataError(f"preparation: {name} must be at least 1, got {value}")
         if not 1 <= self.quality <= 100:
             raise DataError(f"preparation: quality must be in [1, 100], got {self.quality}")
-        if self.margin <= 0:
+        if not 0 < self.margin < math.inf:
             raise DataError(f"preparation: margin must be positive, got {self.margin}")
+        if not 0 <= self.min_crop_px < math.inf:
+            raise DataError(f"preparation: min_crop_px must be at least 0, got {self.min_crop_px}")
+        if not 0 <= self.min_confidence <= 1:
+            raise DataError(
+                f"preparation: min_confidence must be in [0, 1], got {self.min_confidence}"
+            )
         if self.mask not in get_args(Mask):
             raise DataError(f"preparation: mask '{self.mask}', wanted one of {get_args(Mask)}")
         if (self.mask == "parsing") != (self.parsing is not None):
@@ -146,26 +154,41 @@ class Plan:
         return [Job(self.raw, self.out, self.settings, i, part) for i, part in enumerate(parts)]
 
 
-def make_plan(raw: Path, out: Path, settings: Settings) -> Plan:
+def make_plan(
+    raw: Path,
+    out: Path,
+    settings: Settings,
+    check: Callable[[Settings, Iterable[Video]], None] | None = None,
+) -> Plan:
     """The plan that is kept in the result's folder; listed and kept there if there is none.
 
     The list of videos is made once: what comes to the raw folder later is not prepared.
 
+    Args:
+        raw: the folder of the videos.
+        out: that of the result.
+        settings: how.
+        check: is called before a new plan is kept; raises what speaks against it.
+
     Raises:
         AssetNotFoundError: there is no such folder.
-        DataError: it holds no videos, or the plan that is there has other settings.
+        DataError: it holds no videos, the plan that is there has other settings, or a new one
+            cannot be written.
     """
     raw, out = raw.resolve(), out.resolve()
     path = out / "plan.json"
     if not path.is_file():
         found = [path.name for path in out.iterdir()] if out.is_dir() else []
-        if foreign := [name for name in found if not name.startswith(".")]:
+        foreign = [name for name in found if not name.startswith(".")]
+        if foreign and not path.is_file():  # somebody else may have begun just now
             raise DataError(
                 f"'{out}' holds {sorted(foreign)[:5]} but no plan.json: it is no preparation's "
                 "folder. Give a new or empty one"
             )
         left_out: Counter[str] = Counter()
         videos = list_videos(raw, left_out)
+        if check is not None:
+            check(settings, videos)
         content = {
             "version": VERSION,
             "raw": str(raw),
@@ -173,7 +196,8 @@ def make_plan(raw: Path, out: Path, settings: Settings) -> Plan:
             "left_out": dict(left_out),
             "videos": [astuple(video) for video in videos],
         }
-        write_whole(path, json.dumps(content, indent=0).encode())
+        if not path.is_file():  # by whoever was faster, maybe with other videos
+            write_whole(path, json.dumps(content, indent=0).encode())
     return _load(path, raw, settings)
 
 
@@ -254,14 +278,29 @@ def _cut_by(
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all, whoever else does so at the same time."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    """Write a file whole or not at all, whoever else does so at the same time.
+
+    Raises:
+        DataError: it cannot be written.
+    """
+    aside = path.with_name(f".{path.name}.{own_name()}")
     try:
-        aside.write_bytes(content)
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            aside.write_bytes(content)
+            aside.replace(path)
+        finally:
+            aside.unlink(missing_ok=True)
+    except OSError as error:
+        raise DataError(
+            f"'{path}' cannot be written: {error.strerror or error}. Free some space, or give a "
+            "folder for the result that can be written to"
+        ) from error
+
+
+def own_name() -> str:
+    """Of this process, unlike those of all others on all nodes."""
+    return f"{socket.gethostname()}.{os.getpid()}"
 
 
 def _load(path: Path, raw: Path, settings: Settings) -> Plan:

@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import socket
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import numpy as np
 
 from core.errors import AssetNotFoundError, DataError, MonofaceError
 from datamodules.listing import divide
-from datamodules.preparation.plan import Job, Plan, write_whole
+from datamodules.preparation.plan import Job, Plan, own_name, write_whole
 from datamodules.preparation.video import stored_frames
 from datamodules.shard_files import ShardWriter, StoredFrame, write_index
 
@@ -34,7 +33,7 @@ def prepare_shard(job: Job) -> int:
     """
     if job.tar.is_file():
         return len(job.videos)
-    aside = job.out / PARTIAL / f"{job.shard:05}.{socket.gethostname()}.{os.getpid()}"
+    aside = job.out / PARTIAL / f"{job.shard:05}.{own_name()}"
     tar, part = aside.with_name(f"{aside.name}.tar"), aside.with_name(f"{aside.name}.npz")
     try:
         tar.parent.mkdir(parents=True, exist_ok=True)
@@ -49,6 +48,8 @@ def prepare_shard(job: Job) -> int:
     except MonofaceError:
         raise
     except OSError as error:
+        if job.tar.is_file():  # somebody else has written it and cleared up
+            return len(job.videos)
         raise DataError(
             f"'{job.out}' cannot be written to: {error.strerror or error}. What is finished is "
             "whole: free some space and run the same command again"
@@ -74,7 +75,7 @@ def finish(plan: Plan) -> list[int]:
         return missing
     parts = [_read_part(job.part) for job in jobs]
     _write_report(plan, [json.loads(part["report"].tobytes()) for part in parts])
-    aside = plan.out / PARTIAL / f"index.{socket.gethostname()}.{os.getpid()}"
+    aside = plan.out / PARTIAL / f"index.{own_name()}"
     shutil.rmtree(aside, ignore_errors=True)
     try:
         _write_splits(plan, parts)
@@ -103,6 +104,7 @@ def _write(job: Job, path: Path) -> dict[str, np.ndarray]:
             except AssetNotFoundError:  # a model; nothing is wrong with the video
                 raise
             except (DataError, OSError) as error:
+                _require_raw(job)
                 reason = str(error)
             if reason:
                 bad.append((video.track or video.path, reason))
@@ -113,6 +115,19 @@ def _write(job: Job, path: Path) -> dict[str, np.ndarray]:
     report = {"videos": len(job.videos), "frames": len(arrays["frames"])}
     text = json.dumps(report | {"dropped": dict(dropped), "bad": bad})
     return arrays | {"report": np.frombuffer(text.encode(), np.uint8)}
+
+
+def _require_raw(job: Job) -> None:
+    """Raise DataError where not a video is bad but all are gone, with their file system."""
+    try:
+        gone = not any(job.raw.iterdir())
+    except OSError:
+        gone = True
+    if gone:
+        raise DataError(
+            f"the videos are no longer in '{job.raw}'. What is finished is whole: bring the folder "
+            "back and run the same command again"
+        )
 
 
 def _read_part(path: Path) -> dict[str, np.ndarray]:
@@ -134,11 +149,15 @@ def _write_splits(plan: Plan, parts: list[dict[str, np.ndarray]]) -> None:
         return
     others = divide(people - set(test))
     lists = {"train": sorted(others["train"] + others["test"]), "val": others["val"], "test": test}
-    aside = plan.out / PARTIAL / f"splits.{socket.gethostname()}.{os.getpid()}"
+    aside = plan.out / PARTIAL / f"splits.{own_name()}"
     aside.mkdir(parents=True, exist_ok=True)
     for split, names in lists.items():
         (aside / f"{split}.txt").write_text("".join(f"{name}\n" for name in names))
-    aside.rename(plan.out / "splits")
+    try:
+        aside.rename(plan.out / "splits")
+    except OSError:
+        if not (plan.out / "splits").is_dir():  # else somebody else has just written the same ones
+            raise
 
 
 def _write_report(plan: Plan, reports: list[dict[str, Any]]) -> None:

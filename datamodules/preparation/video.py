@@ -1,7 +1,7 @@
 """One video to crops: decoded frame by frame, its person followed, every face checked and cut."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -31,7 +31,7 @@ AROUND = 2.0  # ours: side of what the detector is shown / of the box of a track
 Frames = Callable[[], Iterator[tuple[int, Pixels]]]
 
 
-def check_tools(settings: Settings, videos: tuple[Video, ...]) -> None:
+def check_tools(settings: Settings, videos: Iterable[Video]) -> None:
     """Load what will be needed, so that what is missing is said at once.
 
     Raises:

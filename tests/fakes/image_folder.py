@@ -1,5 +1,6 @@
 """Photographs of people in folders, in the layout that datamodules.image_folder documents."""
 
+import struct
 import sys
 from pathlib import Path
 
@@ -36,6 +37,30 @@ def write(root: Path, people: int = 5, images: int = 3, size: int = 64) -> Path:
 def save_text(path: Path, points: np.ndarray) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     np.savetxt(path, points, "%.3f")
+
+
+def t7(
+    values: np.ndarray,
+    kind: str = "torch.DoubleTensor",
+    steps: tuple[int, int] | None = None,
+) -> bytes:
+    """What torch.save of Torch 7 writes; with ``steps`` a view of another storage, transposed."""
+
+    def text(string: str) -> bytes:
+        return struct.pack("<i", len(string)) + string.encode()
+
+    def head(index: int, name: str) -> bytes:
+        return struct.pack("<ii", 4, index) + text("V 1") + text(name)
+
+    storage = values if steps is None else np.r_[9.0, values.T.ravel()]
+    shape, steps, start = values.shape, steps or (values.shape[1], 1), 1 if steps is None else 2
+    return (
+        head(1, kind)
+        + struct.pack("<i2q2qq", 2, *shape, *steps, start)
+        + head(2, kind.replace("Tensor", "Storage"))
+        + struct.pack("<q", storage.size)
+        + storage.astype("<f8" if "Double" in kind else "<f4").tobytes()
+    )
 
 
 if __name__ == "__main__":
