@@ -17,7 +17,7 @@ WRITERS = {"bfm2009": raw_models.write_bfm2009, "ict": raw_models.write_ict}
 def world(tmp_path_factory):
     """Small synthetic clips, and where the imported models go."""
     root = tmp_path_factory.mktemp("models")
-    small = face_model.write(root / "small.npz", identity=40, expression=20)
+    small = face_model.write(root / "small.npz", identity=80, expression=50)
     (root / "data.yaml").write_text(
         "data:\n  init_args:\n    jobs: 1\n    settings: {identities: [2, 1, 1], videos: 1, "
         f"frames: 3, size: 48, texture: 32, face_model: {small}}}\n"

@@ -21,7 +21,7 @@ class Killed(BaseException):
 def test_killed_and_resumed_equals_uninterrupted(method, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     stem = method.split(".")[1]
-    face_model.write(tmp_path / "model.npz", identity=40, expression=20, albedo=20)
+    face_model.write(tmp_path / "model.npz", identity=80, expression=50, albedo=20)
     voxceleb.write(tmp_path / "data/voxceleb", people=6)  # with truncated, grey and missing files
 
     def fit(folder: str) -> None:

@@ -113,7 +113,7 @@ def test_what_it_looks_at_is_measured_on_the_validation_people(path):
 @pytest.mark.parametrize("path", [p for p in SWEEPS if p.stem in TRAINED], ids=TRAINED)
 def test_wandb_sweep_and_agent_train_twice(path, tmp_path):
     """The real commands, against a server on the loopback."""
-    model = face_model.write(tmp_path / "model.npz", identity=40, expression=20, albedo=20)
+    model = face_model.write(tmp_path / "model.npz", identity=80, expression=50, albedo=20)
     settings = {"identities": [2, 1, 1], "videos": 1, "frames": 3, "size": 48, "texture": 32}
     data = {"settings": {**settings, "face_model": str(model)}, "jobs": 1}
     small = {"model": {"face_model": str(model)}, "data": {"init_args": data}}
