@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 PROGRAM = """
 import torch
 from core.affine import affine
@@ -58,6 +60,7 @@ for function, *inputs in cases:
 """
 
 
+@pytest.mark.slow
 def test_torch_compile_traces_every_function_whole():
     root = Path(__file__).parents[1]
     done = subprocess.run(
