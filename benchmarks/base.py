@@ -23,7 +23,7 @@ from torch import Tensor
 
 from core.contracts import Reconstruction
 from core.errors import AssetNotFoundError, DataError
-from core.face_models.files import read_npz
+from core.face_models.files import read_npz, write_npz
 
 Predict = Callable[[Tensor], Reconstruction]
 """Images "b v 3 h w", RGB in [0, 1], on the CPU -> one face per image, on any device."""
@@ -317,7 +317,7 @@ def _write_meshes(path: Path, meshes: dict[str, ErrorMesh]) -> None:
         arrays[f"vertices_{k}"] = mesh.vertices.float().numpy()
         arrays[f"triangles_{k}"] = mesh.triangles.int().numpy()
         arrays[f"error_{k}"] = mesh.error.float().numpy()
-    np.savez_compressed(path, **arrays)  # type: ignore[arg-type]
+    write_npz(path, arrays)
 
 
 def _read_meshes(path: Path) -> dict[str, ErrorMesh]:
