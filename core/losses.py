@@ -29,6 +29,22 @@ def total(terms: dict[str, Float[Tensor, ""]], weights: Any) -> Float[Tensor, ""
     return torch.stack([getattr(weights, name) * term for name, term in terms.items()]).sum()
 
 
+def weighted_mean(
+    error: Float[Tensor, "*b 1 h w"], weight: Float[Tensor, "*b 1 h w"]
+) -> Float[Tensor, ""]:
+    """The mean of an error over the pixels of each image, weighted, then over the images with any
+    weight. If none has it is 0, with a gradient of 0.
+
+    Args:
+        error: of the pixels.
+        weight: >= 0; 1 or more where it is not 0.
+    """
+    dims = (-3, -2, -1)
+    area = weight.sum(dims)
+    means = (error * weight).sum(dims) / area.clamp(min=1)
+    return means.sum() / (area > 0).sum().clamp(min=1)
+
+
 def masked_l1(
     image: Float[Tensor, "*b c h w"],
     target: Float[Tensor, "*b c h w"],
@@ -39,11 +55,8 @@ def masked_l1(
     Averaged over the channels and over the pixels of the mask of each image, then over the images
     whose mask is not empty. If all are empty it is 0, with a gradient of 0.
     """
-    dims = (-3, -2, -1)
-    area = mask.sum(dims)
     absolute = F.l1_loss(image, target, reduction="none")
-    error = (absolute.mean(-3, keepdim=True) * mask).sum(dims) / area.clamp(min=1)
-    return error.sum() / (area > 0).sum().clamp(min=1)
+    return weighted_mean(absolute.mean(-3, keepdim=True), mask)
 
 
 def masked_l21(
@@ -61,11 +74,8 @@ def masked_l21(
         target: the photo.
         weight: A_i, >= 0.
     """
-    dims = (-3, -2, -1)
-    area = weight.sum(dims)
     distance = torch.linalg.vector_norm(image - target, dim=-3, keepdim=True)
-    error = (distance * weight).sum(dims) / area.clamp(min=1)
-    return error.sum() / (area > 0).sum().clamp(min=1)
+    return weighted_mean(distance, weight)
 
 
 def landmark_l2(
