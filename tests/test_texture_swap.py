@@ -160,7 +160,7 @@ def test_weights_of_regions(head):
 
 def test_a_model_without_regions():
     arrays = face_model_arrays()
-    del arrays["region_eyes"]
+    arrays.pop("region_eyes", None)
     with pytest.raises(DataError, match="no region 'eyes'"):
         emphasis(FaceModel(arrays))
 
