@@ -1,14 +1,15 @@
 """Benchmarks from the command line.
 
     python -m benchmarks run aflw2000 --checkpoint runs/cest/checkpoints/best.ckpt --root AFLW2000
+    python -m benchmarks run synthetic --checkpoint ... --root data/synthetic --swap
     python -m benchmarks score aflw2000 --predictions P.npy --labels GT.npy --yaw YAW.npy
     python -m benchmarks score micc --root micc --predictions meshes --unit cm --name Theirs
     python -m benchmarks report "runs/**" --out report
 
 ``run`` scores a trained method; ``score`` what any program has written: arrays of landmarks, or a
 folder of meshes with landmarks (``benchmarks/predictions.py`` says how it looks). What else can be
-set: ``python -m benchmarks run micc --help``. ``report`` makes leaderboards of all results in some
-folders, as a page, Markdown and LaTeX.
+set: ``python -m benchmarks run micc --help``; lists are written as --subjects '["subject_01"]'.
+``report`` makes leaderboards of all results in some folders, as a page, Markdown and LaTeX.
 """
 
 import inspect
@@ -86,6 +87,8 @@ def _run(name: str, arguments: list[str]) -> int:
 
     parser = _parser(f"run {name}")
     parser.add_argument("--checkpoint", type=Path, required=True, help="of a run's folder")
+    meaning = "score with the true identity, expression or pose swapped in, too (PGN, Fig. 1)"
+    parser.add_argument("--swap", action="store_true", help=meaning)
     keys = parser.add_class_arguments(benchmark_class(name))
     given, _ = _checkpoint_parser(parser.prog).parse_known_args(arguments)
     method = None
@@ -93,11 +96,33 @@ def _run(name: str, arguments: list[str]) -> int:
         method, config = run_settings(given.checkpoint)
         parser.set_defaults({k: v for k, v in _of_run(config).items() if k in keys})
     options, benchmark = _parsed(parser, name, arguments)
+    if options.swap:
+        benchmark = _swapping(benchmark, name, options)
     results = benchmark.run(load_predictor(options.checkpoint))
     path = options.checkpoint
     folder = options.out or path.parent.parent / "benchmarks"
     of_run = {"checkpoint_sha256": file_hash(path), **run_provenance(path.parent.parent)}
-    return _report(results.with_run(method=method, checkpoint=str(path), **of_run), folder)
+    status = _report(results.with_run(method=method, checkpoint=str(path), **of_run), folder)
+    if options.swap:
+        from benchmarks.swap import picture
+
+        picture(results).save(folder / f"{results.benchmark}.png")
+    return status
+
+
+def _swapping(benchmark: Benchmark, name: str, options: Any) -> Benchmark:
+    """The same with the truth swapped in.
+
+    Raises:
+        DataError: of this benchmark's data the truth is not known.
+    """
+    from benchmarks.swap import SyntheticSwap
+    from benchmarks.synthetic_faces import SyntheticFaces
+
+    if not isinstance(benchmark, SyntheticFaces):
+        raise DataError(f"--swap: pose and identity are known only of 'synthetic', not of '{name}'")
+    keys = inspect.signature(SyntheticFaces).parameters
+    return SyntheticSwap(**{key: options[key] for key in keys})
 
 
 def _parsed(parser: ArgumentParser, name: str, arguments: list[str]) -> tuple[Any, Benchmark]:

@@ -45,9 +45,9 @@ class Mixed(FaceDataModule):
           shares: {views: 3, single: 2}
 
     Args:
-        parts: the datasets by name. Their own ``frames``, ``crop_margin``,
-            ``min_landmark_confidence``, ``augmentation`` and ``cache_gb`` count; all else that is
-            an option here counts for them, too.
+        parts: the datasets by name; null takes out one of an earlier config. Their own ``frames``,
+            ``crop_margin``, ``min_landmark_confidence``, ``augmentation`` and ``cache_gb`` count;
+            all else that is an option here counts for them, too.
         shares: whole numbers by the parts' names; 1 where left out.
         image_size: as for ``FaceDataModule``, like those that follow.
         frames_per_clip: v in training.
@@ -62,7 +62,7 @@ class Mixed(FaceDataModule):
 
     def __init__(
         self,
-        parts: dict[str, FaceDataModule],
+        parts: dict[str, FaceDataModule | None],
         shares: dict[str, int] | None = None,
         image_size: int = 224,
         frames_per_clip: int = 4,
@@ -86,14 +86,14 @@ class Mixed(FaceDataModule):
             seed=seed,
         )
         given = shares or {}
-        if not parts or given.keys() - parts.keys() or any(n < 1 for n in given.values()):
+        self.parts = {name: part for name, part in parts.items() if part is not None}
+        if not self.parts or given.keys() - parts.keys() or any(n < 1 for n in given.values()):
             raise DataError(
                 f"Mixed: shares {given} of the parts {list(parts)}; wanted whole numbers from 1 "
                 "by the names of parts"
             )
-        self.parts = parts
-        self._shares = [given.get(name, 1) for name in parts]
-        for name, part in parts.items():
+        self._shares = [given.get(name, 1) for name in self.parts]
+        for name, part in self.parts.items():
             part.prefix = f"{name}/"
             for option in COMMON:
                 setattr(part, option, getattr(self, option))

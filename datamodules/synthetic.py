@@ -12,14 +12,16 @@ import argparse
 import sys
 from dataclasses import fields, replace
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 
 from core.errors import DataError, MonofaceError
 from core.rotation import euler_from_rotation
-from datamodules.clips import Clip
+from core.truth import load_truth
+from datamodules.clips import Clip, Fault, Frame
+from datamodules.listing import faulty
 from datamodules.synthesis.settings import SynthesisSettings
 from datamodules.voxceleb import FrameTree, VoxCeleb
 
@@ -27,9 +29,9 @@ from datamodules.voxceleb import FrameTree, VoxCeleb
 class Synthetic(VoxCeleb):
     """Synthetic clips; ``prepare_data`` makes them where they are missing.
 
-    For views of one instant (``datamodules.choice.Views``) frames of a clip stand in that differ in
-    yaw, which the ground truth tells: the expression changes a little between them, and the light
-    stays with the camera.
+    Views of one instant (``datamodules.choice.Views``) are the frames of a clip of a set that is
+    ``settings.still``; the ground truth tells their yaw. In other sets frames of a clip stand in:
+    the expression changes a little between them, and the light stays with the camera.
 
     Args:
         root: a folder of its own for each choice of settings.
@@ -37,6 +39,7 @@ class Synthetic(VoxCeleb):
         jobs: processes that make it; None = one for each core.
         whole_video: as for ``VoxCeleb``.
         identities: as for ``VoxCeleb``; how many are made is ``settings.identities``.
+        landmarks: "detected"; or "3d": of the ground truth, with ``landmarks_3d`` in the batches.
         **options: of ``FaceDataModule``.
     """
 
@@ -47,10 +50,11 @@ class Synthetic(VoxCeleb):
         jobs: int | None = None,
         whole_video: bool = False,
         identities: int | None = None,
+        landmarks: Literal["detected", "3d"] = "detected",
         **options: Any,
     ) -> None:
         super().__init__(root, whole_video, identities, **options)
-        self.settings, self.jobs = settings, jobs
+        self.settings, self.jobs, self.landmarks = settings, jobs, landmarks
 
     def prepare_data(self) -> None:
         """Make what is missing, once per machine (Lightning calls this on its first process only).
@@ -75,8 +79,31 @@ class Synthetic(VoxCeleb):
                 f"the synthetic set in '{self.root}' is not complete; make it with prepare_data() "
                 f"or python -m datamodules.synthetic --out {self.root}"
             )
-        tree = super().source()
+        kind = LabelledTree if self.landmarks == "3d" else FrameTree
+        tree = kind.scan(self.root, self.whole_video, self.identities)
         return with_yaw(tree) if self.frames.multi_view else tree
+
+
+class LabelledTree(FrameTree):
+    """The frames with the landmarks of the ground truth, hidden ones included."""
+
+    def read(self, clip: Clip, index: int) -> Frame:
+        """One frame; z of the 3D landmarks counts from the middle of the face.
+
+        Raises:
+            UnusableFrameError: a file is missing, damaged, or of another kind.
+        """
+        frame = super().read(clip, index)
+        name = PurePosixPath(clip.name, clip.frames[index].decode()).with_suffix("")
+        with faulty(Fault.LANDMARKS):
+            truth = load_truth(self.root, name.as_posix())
+        _, depth = truth.camera.project(truth.landmarks_3d)
+        middle = depth.mean()
+        towards = (middle - depth) * truth.camera.focal / middle
+        points = torch.cat([truth.landmarks, towards[:, None]], -1)
+        return replace(
+            frame, landmarks=truth.landmarks, confidence=torch.ones(68), landmarks_3d=points
+        )
 
 
 def with_yaw(tree: FrameTree) -> FrameTree:
@@ -119,6 +146,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--sheet", type=Path, help="also write this picture of random frames")
     for setting in fields(SynthesisSettings):
         default = setting.default
+        if isinstance(default, bool):
+            parser.add_argument(f"--{setting.name}", action="store_true", help="default: no")
+            continue
         several = isinstance(default, tuple)
         parser.add_argument(
             f"--{setting.name}",

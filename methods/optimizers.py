@@ -20,15 +20,25 @@ class Part:
         parameters: all of them.
         kernels: those among them that Muon turns.
         start: the step at which they begin, and their learning rate rises.
+        end: the step at which an annealed rate has fallen to 0; None = with the others'.
+        lr: of Adam for them; None = that of the others.
+        name: of their group in the optimizer, by which callbacks find it.
     """
 
     parameters: Iterable[Tensor]
     kernels: Iterable[Tensor] = ()
     start: int = 0
+    end: int | None = None
+    lr: float | None = None
+    name: str = ""
 
 
 def optimizer_of_parts(
-    parts: list[Part], lr: float, kernel_lr: float | None, anneal_steps: int | None
+    parts: list[Part],
+    lr: float,
+    kernel_lr: float | None,
+    anneal_steps: int | None,
+    halve_every: int | None = None,
 ) -> OptimizerLRSchedulerConfig:
     """What ``configure_optimizers`` returns: one optimizer, whose rates follow ``annealed``.
 
@@ -37,19 +47,23 @@ def optimizer_of_parts(
         lr: of Adam.
         kernel_lr: of Muon (Jordan et al. 2024) for the kernels; None = Adam for all.
         anneal_steps: the step at which all rates have fallen to 0; None = constant rates.
+        halve_every: so many steps after a part's start, and again and again, its rates are halved.
     """
     groups: list[dict[str, Any]] = []
     factors: list[Callable[[int], float]] = []
     for part in parts:
-        until = anneal_steps and anneal_steps - part.start
-        factor = partial(_from, start=part.start, until=until)
+        end = anneal_steps if anneal_steps is None or part.end is None else part.end
+        until = end and end - part.start
+        factor = partial(_from, start=part.start, until=until, halve_every=halve_every)
         kernels = [] if kernel_lr is None else list(part.kernels)
         chosen = set(kernels)
         rest = [parameter for parameter in part.parameters if parameter not in chosen]
         if kernels:
             groups.append({"params": kernels, "lr": kernel_lr, "nesterov": True})
             factors.append(factor)
-        groups.append({"params": rest, "lr": lr, "betas": (0.9, 0.999), "eps": 1e-8})
+        own = lr if part.lr is None else part.lr
+        group = {"params": rest, "lr": own, "betas": (0.9, 0.999), "eps": 1e-8}
+        groups.append(group | {"name": part.name} if part.name else group)
         factors.append(factor)
     optimizer: Optimizer
     if kernel_lr is None:
@@ -74,5 +88,7 @@ def annealed(step: int, steps: int | None, rise: int = 50) -> float:
     return min(1.0, (step + 1) / rise) * fall
 
 
-def _from(step: int, start: int, until: int | None) -> float:
-    return annealed(step - start, until)
+def _from(step: int, start: int, until: int | None, halve_every: int | None) -> float:
+    passed = step - start
+    halvings = max(0, passed) // halve_every if halve_every else 0
+    return annealed(passed, until) * 0.5**halvings

@@ -14,7 +14,7 @@ from PIL import Image
 
 from core.detect import Detection
 from datamodules.augment import Augmentation
-from methods import deng, mgcnet
+from methods import deng, fml, mgcnet, pgn
 from methods.cest import Weights
 from methods.cli import main
 from methods.regression import LIKELY, CoefficientWeights
@@ -30,6 +30,7 @@ from tests.fakes import (
     multipie,
     now,
     realy,
+    videos,
     voxceleb,
     vw300,
     w300lp,
@@ -46,9 +47,18 @@ METHODS = {
     "cest": "methods.cest.CEST",
     "deng": "methods.deng.Deng",
     "deng_cnet": "methods.deng_cnet.DengCNet",
+    "fml": "methods.fml.FML",
     "mgcnet": "methods.mgcnet.MGCNet",
+    "pgn": "methods.pgn.PGN",
 }
-PAPER_DATA = {"cest": "voxceleb", "deng": "w300lp", "deng_cnet": "multipie", "mgcnet": "w300lp"}
+PAPER_DATA = {
+    "cest": "voxceleb",
+    "deng": "w300lp",
+    "deng_cnet": "multipie",
+    "fml": "voxceleb",
+    "mgcnet": "w300lp",
+    "pgn": "w300lp",
+}
 VIEWS = {"w300lp", "multipie"}  # the data in which a face is seen from several sides at once
 PRINT = "--print_config"
 SMOKE = str(ROOT / "tests/smoke.yaml")
@@ -83,6 +93,13 @@ def world(tmp_path_factory):
         "data": {"init_args": {"settings": {**settings, "face_model": str(model)}, "jobs": 1}},
     }
     (root / "fakes.yaml").write_text(yaml.safe_dump(overlay))
+    part = {"init_args": overlay["data"]["init_args"]}
+    overlay["data"] = {"init_args": {"parts": {"labelled": part, "detected": part}}}
+    (root / "fakes_pgn.yaml").write_text(yaml.safe_dump(overlay))
+    film = root / "data/video/clip.mp4"
+    videos.film(film, frames=5, size=96)
+    points = np.stack([voxceleb.face_points(np.random.default_rng(k), 96) for k in range(5)])
+    videos.landmarks(film, points[..., :2], points[..., 2])
     return root
 
 
@@ -90,8 +107,11 @@ def arguments(config: str, method: str) -> tuple[str, list[str]]:
     """The subcommand and the files that a config is meant to be used with."""
     base = f"configs/{method}.yaml"
     kind = Path(config).parent.name
+    fakes = "fakes_pgn.yaml" if method == "pgn" else "fakes.yaml"
+    if config == "configs/pgn_video.yaml":
+        return "fit", [base, config, "model.yaml", "smoke.yaml"]
     if kind == "benchmarks":
-        return "test", [base, config, "fakes.yaml", "smoke.yaml"]
+        return "test", [base, config, fakes, "smoke.yaml"]
     if config == "configs/predict.yaml":
         return "predict", [base, config, "small.yaml"]
     if kind == "data":
@@ -100,7 +120,7 @@ def arguments(config: str, method: str) -> tuple[str, list[str]]:
         first = f"configs/paper/{method}.yaml"
         before = [base, f"configs/data/{PAPER_DATA[method]}.yaml", first]
         return "fit", [*before, *([config] if config != first else []), "smoke.yaml"]
-    return "fit", [base, *([config] if config != base else []), "fakes.yaml", "smoke.yaml"]
+    return "fit", [base, *([config] if config != base else []), fakes, "smoke.yaml"]
 
 
 def pairs() -> list[tuple[str, str]]:
@@ -299,6 +319,34 @@ PAPERS = {
         },
         "trainer": {"max_steps": 10_000, "precision": "32-true", "gradient_clip_val": None},
     },
+    "fml": {  # Tewari et al., CVPR 2019, Sec. 3 and 4, supplement
+        "model": {
+            "shape_dims": 500,
+            "albedo_dims": 500,
+            "expression_dims": 64,
+            "nodes": 521,
+            "jaw": "sliding",
+            "occlusion": "ignored",
+            "image_size": 240,
+            "width": 1.0,
+            "stride": 4,
+            "light_channels": 3,
+            "weights": vars(fml.Weights()),
+            "kernel_lr": None,
+            "landmark_steps": 0,
+            "anneal_steps": None,
+        },
+        "data": {
+            "class_path": "datamodules.voxceleb.VoxCeleb",
+            "init_args": {
+                "frames": {"class_path": "datamodules.choice.Diverse"},
+                "identities": None,
+                "frames_per_clip": 4,
+                "augmentation": vars(Augmentation()),  # none
+            },
+        },
+        "trainer": {"precision": "32-true", "gradient_clip_val": None},
+    },
     "mgcnet": {  # Shang et al., ECCV 2020, Sec. 3 and 4.1
         "model": {
             "identity_dims": 80,
@@ -324,6 +372,34 @@ PAPERS = {
             "init_args": {"frames_per_clip": 3, "clips_per_batch": 5},
         },
         "trainer": {"max_steps": 400_000, "precision": "32-true", "gradient_clip_val": None},
+    },
+    "pgn": {  # Liu et al., ACCV 2020, Sec. 3 and 4
+        "model": {
+            "identity_dims": 199,
+            "expression_dims": 29,
+            "image_size": 256,
+            "width": 16,
+            "blocks": 2,
+            "points": "map",
+            "map_size": 256,
+            "map_width": 512,
+            "pooled": True,
+            "pose": "affine",
+            "census": True,
+            "landmark_steps": 600_000,
+            "single_steps": 400_000,
+            "multi_clips": 4,
+            "weights": vars(pgn.Weights()),
+            "lr": 1e-4,
+            "kernel_lr": None,
+            "anneal_steps": None,
+            "halve_every": 100_000,
+        },
+        "data": {
+            "class_path": "datamodules.mixed.Mixed",
+            "init_args": {"frames_per_clip": 4, "clips_per_batch": 8},
+        },
+        "trainer": {"max_steps": 1_400_000, "precision": "32-true", "gradient_clip_val": None},
     },
 }
 

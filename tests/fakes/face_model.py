@@ -58,6 +58,11 @@ def face_model_arrays(
     skin = np.array([0.76, 0.57, 0.47]) + 0.05 * down[:, None]
     colour = skin * (1 - 0.5 * brows[:, None]) - lips[:, None] * [0.05, 0.2, 0.15]
     face = (np.abs(across) < 0.85) & (np.abs(down) < 0.9)
+    parts = {"eyes": (31, 30, 16, 12), "nose": (0, 10, 16, 30), "lips": (0, -41, 30, 14)}
+    regions = {
+        f"region_{name}": (np.abs(np.abs(mean[:, 0]) - x) < wide) & (np.abs(mean[:, 1] - y) < high)
+        for name, (x, y, wide, high) in parts.items()  # millimetres
+    }
     return {
         "version": np.array(1),
         "name": np.array("fake"),
@@ -75,6 +80,7 @@ def face_model_arrays(
         "landmark_vertices": landmark_vertices,
         "landmark_weights": landmark_weights.astype(np.float32),
         "region_face": face,
+        **regions,
     }
 
 
