@@ -36,8 +36,9 @@ FIRST_PIXEL = 0.5  # MATLAB's pixel 1 has its centre here; ours counts from the 
 HIDDEN = -1  # x of an unseen one of the 21 points; its y is no -1
 WIDE_3DDFA, WIDE_PRN = math.sqrt(2), 1.6  # side of the crop / box's longer side, / mean side
 MANY = 100  # images, of which one at least looks more than 3 degrees aside
-# Images in the bins of the whole set, by the yaws.
-WHOLE: dict[tuple[int, ...], str] = {(1312, 383, 305): "fitted", (1306, 462, 232): "AFLW's"}
+WHOLE = {"fitted": (1312, 383, 305), "AFLW's": (1306, 462, 232)}
+"""Images in the bins of the whole set, by who measured the yaws."""
+SUBSET = "A part of the set: its figures are not comparable with those of all images."
 THRESHOLDS = [k / 10 for k in range(101)]  # of the cumulative curve, %
 
 TWENTY_ONE: tuple[tuple[int, ...], ...] = (
@@ -127,8 +128,8 @@ class AFLW2000(Benchmark):
 
         Raises:
             AssetNotFoundError: there is no such folder or file.
-            DataError: there are not 2,000 pairs, a label file is damaged, or ``predict`` returns
-                something else than one face per image.
+            DataError: there are not 2,000 pairs, or not so many in the bins, a label file is
+                damaged, or ``predict`` returns something else than one face per image.
         """
         truth = self.truth()
         failures: dict[str, list[str]] = defaultdict(list)
@@ -187,11 +188,12 @@ class AFLW2000(Benchmark):
             for name, yaw in truth.yaws.items()
         )
         subset = "all" if self.names is None else f"the subset '{self.names.name}'"
-        return (
+        text = (
             f"{subset.capitalize()} {len(truth.names)} images ({sizes}), cropped by the true "
             f"landmarks; predictions moved back to the {SIDE} x {SIDE} image. NME in % of sqrt(w "
             "h) of the box of the true 68 points; hidden points count, but not among the 21."
         )
+        return text if self.names is None else f"{text} {SUBSET}"
 
     def note(self) -> str:
         """What the crops were."""
@@ -226,6 +228,9 @@ class AFLW2000(Benchmark):
         yaws = {"fitted": torch.stack([label[1] for label in labels])}
         if self.aflw_yaws is not None:
             yaws["AFLW's"] = read_yaws(self.aflw_yaws, len(found))[list(chosen)]
+        if self.names is None:
+            for name, yaw in yaws.items():
+                _check_bins(name, yaw)
         return Truth(
             names=[found[row] for row in chosen],
             labels=points,
@@ -371,7 +376,7 @@ def score_arrays(predictions: Path, labels: Path, yaws: Path) -> tuple[Results, 
     names = [f"row {k}" for k in range(len(true))]
     failed = [names[k] for k in errors.isnan().nonzero().flatten().tolist()]
     counts = bin_counts(yaw)
-    whole = WHOLE.get(tuple(counts))
+    whole = next((name for name, wanted in WHOLE.items() if wanted == tuple(counts)), None)
     part = f"{len(true)} rows of arrays" if whole is None else f"All {len(true)} images"
     results = Results(
         AFLW2000.name,
@@ -383,6 +388,7 @@ def score_arrays(predictions: Path, labels: Path, yaws: Path) -> tuple[Results, 
         {"NaN or infinite landmarks": failed} if failed else {},
         per_sample={"nme": by_sample(names, errors)},
         curves={"nme": _curve(errors)},
+        note="" if whole else f"{SUBSET} Its bins would be {_known_bins()}.",
     )
     found = {f"nme_{key}": results[f"nme_{key}_percent"].value for key in BINS}
     return results, {
@@ -481,3 +487,17 @@ def bin_counts(yaw: Float[Tensor, " n"]) -> list[int]:
     """How many images there are in each bin of |yaw|."""
     counts: list[int] = torch.bincount(metrics.yaw_bin(yaw), minlength=3).tolist()
     return counts
+
+
+def _check_bins(name: str, yaw: Float[Tensor, " n"]) -> None:
+    """Raise DataError if the images, where they are all, are in other bins than they should be."""
+    wanted, counts = WHOLE[name], tuple(bin_counts(yaw))
+    if len(yaw) == sum(wanted) and counts != wanted:
+        raise DataError(
+            f"by the {name} yaw the bins have {'/'.join(map(str, counts))} images, wanted "
+            f"{'/'.join(map(str, wanted))}: some labels are of another version; get them anew"
+        )
+
+
+def _known_bins() -> str:
+    return " or ".join(f"{'/'.join(map(str, n))} by the {who} yaw" for who, n in WHOLE.items())

@@ -24,6 +24,7 @@ LISTING, SUBJECTS = "imagepathsvalidation.txt", 20
 PICTURES = ("final_release_version/iphone_pictures", "iphone_pictures")
 CENTRE, RADIUS = 0.3, 1.4  # of the crop; NoW's own
 RIGHT_OUTER, RIGHT_INNER, LEFT_INNER, LEFT_OUTER, NOSE = range(5)  # of the seven landmarks
+TOLERANCE = 1e-9  # relative change of the root mean square distance, so that it is the least
 CURVE_MM = 7.0  # how far the curve goes
 LICENCE = "non-commercial research only, of the Max Planck Society"
 
@@ -215,7 +216,7 @@ def scan_to_mesh_mm(
     points, start = points.double(), procrustes(seven_points(face).double(), landmarks.double())
     mesh = ClosestPoints(face.vertices, face.triangles)
     pose = register(mesh, points, start).pose  # quickly near to the least
-    pose = register(mesh, points, pose, planes=False).pose
+    pose = register(mesh, points, pose, planes=False, tolerance=TOLERANCE).pose
     return mesh.moved(pose, points).distance
 
 

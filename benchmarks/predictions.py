@@ -125,13 +125,18 @@ class MeshFolder:
 
     Raises:
         AssetNotFoundError: there is no such folder.
-        DataError: there is no such unit.
+        DataError: there is no such unit, or no mesh in the folder.
     """
 
     def __init__(self, folder: Path, unit: str = "mm", landmarks: bool = True) -> None:
         require_folder("predictions", folder, "Give the folder of meshes and landmarks.")
         if unit not in UNITS:
             raise DataError(f"unknown unit '{unit}', wanted one of {', '.join(UNITS)}")
+        if not any(path.suffix in MESHES for path in folder.rglob("*")):
+            raise DataError(
+                f"'{folder}' holds no mesh ({', '.join(MESHES)}); wanted is one for each sample, "
+                "with its landmarks: benchmarks/predictions.py says how they are named"
+            )
         self.folder, self.unit, self.landmarks = folder, unit, landmarks
         shared = folder / SHARED
         self.shared = read_landmark_vertices(shared) if shared.is_file() else None

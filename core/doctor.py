@@ -32,6 +32,11 @@ DATASETS = {
     "data/celeba": "Optional, CelebA: datamodules/celeba.py says how it lies.",
     "data/photos": "Optional, your own images: datamodules/image_folder.py says how they lie.",
 }
+BENCHMARKS = {
+    **{"aflw2000": "AFLW2000-3D", "micc": "MICC Florence", "facewarehouse": "FaceWarehouse"},
+    **{"bu3dfe": "BU-3DFE", "frgc": "FRGC v2", "celeba": "CelebA", "now": "NoW", "realy": "REALY"},
+}
+"""By the beginning of their folders' names, in small letters without other signs."""
 SETUP = "Run `make setup`."
 
 
@@ -74,6 +79,7 @@ def examine(root: Path) -> list[Item]:
         ("built-in face model", True, _built_in),
         ("other face models", False, lambda: _face_models(root)),
         *((name, False, lambda name=name: _dataset(root, name)) for name in DATASETS),
+        ("benchmarks", False, lambda: _benchmarks(root)),
         ("other data", False, lambda: _other_data(root)),
         ("disk", True, lambda: _disk(root)),
         ("wandb", False, _wandb),
@@ -257,11 +263,33 @@ def _dataset(root: Path, name: str) -> Item:
     return Item(name, "found", f"{sum(1 for _ in os.scandir(folder))} entries.")
 
 
+def _in_data(root: Path) -> list[str]:
+    folder = root / "data"
+    return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+
+
+def _benchmark(name: str) -> str | None:
+    """Whose data a folder of that name holds."""
+    plain = re.sub(r"[^a-z0-9]", "", name.lower())
+    return next((title for key, title in BENCHMARKS.items() if plain.startswith(key)), None)
+
+
+def _benchmarks(root: Path) -> Item:
+    """Folders in data; ``python -m benchmarks`` takes any other, too."""
+    there = {name: title for name in _in_data(root) if (title := _benchmark(name))}
+    if there:
+        found = ", ".join(f"{title} in 'data/{name}'" for name, title in there.items())
+        return Item("benchmarks", "found", f"{found}.")
+    step = (
+        "Optional: the files in benchmarks say how their data lie and who gives them; then "
+        "`python -m benchmarks run NAME --root FOLDER --checkpoint ...`."
+    )
+    return Item("benchmarks", "missing", f"no data of {', '.join(BENCHMARKS.values())}.", step)
+
+
 def _other_data(root: Path) -> Item:
     known = {FACE_MODELS.name, *(Path(name).name for name in DATASETS)}
-    folder = root / "data"
-    there = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
-    others = [name for name in there if name not in known]
+    others = [name for name in _in_data(root) if name not in known and not _benchmark(name)]
     text = f"in data: {', '.join(others)}." if others else "nothing else in data."
     return Item("other data", "found", text)
 

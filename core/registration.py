@@ -27,11 +27,12 @@ from core.rotation import rotation_from_vector
 
 TOO_THIN = 1e-12  # twice the area, relative to the longest side squared, of a triangle left out
 COARSE_POINTS = 3000  # of the scan, on which ICP starts: enough for the pose, and quick
-POINT_ROUNDS = 5  # of plain point-to-point steps, which do not overshoot, before point-to-plane
+POINT_ROUNDS = 5  # of plain point-to-point steps, which do not overshoot, before linear ones
 ROUNDS = 100
 TOLERANCE = 1e-5  # relative change of the error at which ICP has converged
 PATIENCE = 3  # rounds without a smaller error, after which it has converged, too
 NOTHING = 1e-12  # an error of so much of the points' spread is none
+ON_EDGE = 1e-9  # height over an edge, relative to its length, of points that lie on it
 UNDETERMINED = 1e-9  # relative eigenvalue of a motion that the surface does not feel
 LARGEST_TURN = 0.3  # radians, and as much of log(scale), in one step
 
@@ -186,11 +187,13 @@ def register(
 ) -> Registration:
     """Iterative closest points: the similarity that lays a mesh onto the points of a scan.
 
-    Minimises the mean square distance from the points to the mesh: to the closest points (Besl and
-    McKay 1992), or after five such rounds to the planes of the closest triangles (Chen and Medioni
-    1992), by a step linear in the motion. Motions that the surface does not feel, like a sphere's
-    rotation, are left as they are. Rounds first go over a part of the points, 3,000 at regular
-    steps, until nothing changes any more, then over all.
+    Minimises the mean square distance from the points to the mesh: to the closest points, or to the
+    planes of the closest triangles (Chen and Medioni 1992). The first five rounds, and all of them
+    for vertices without triangles, take the closest points for the corresponding ones (Besl and
+    McKay 1992); the others are Gauss-Newton steps, linear in the motion, which need a tenth of the
+    rounds. Motions that the surface does not feel, like a sphere's rotation, are left as they are.
+    Rounds first go over a part of the points, 3,000 at regular steps, until nothing changes any
+    more, then over all.
 
     Args:
         mesh: what moves.
@@ -225,7 +228,7 @@ def register(
     parts = [points[::step], points] if step > 1 else [points]
     total = 0
     for stage, part in enumerate(parts):
-        warm_up = POINT_ROUNDS if planes and stage == 0 else 0
+        warm_up = POINT_ROUNDS if stage == 0 and isinstance(mesh, ClosestPoints) else 0
         pose, needed, converged = _converge(
             mesh, part, pose, scale, planes, trim, warm_up, rounds, tolerance
         )
@@ -244,13 +247,13 @@ def _converge(
     rounds: int,
     tolerance: float,
 ) -> tuple[Similarity, int, bool]:
-    """Rounds until the error no longer changes; the first ``warm_up`` are point-to-point."""
+    """Rounds until the error no longer changes; linear ones after ``warm_up``, on surfaces."""
     spread = float((points - points.mean(0)).square().sum(-1).mean().sqrt())
     best, least, stalled = pose, math.inf, 0
     for done in range(rounds):
         kept, near = _trimmed(points, mesh.moved(pose, points), trim)
-        flat = planes and done >= warm_up
-        residual = point_to_plane(kept, near) if flat else near.distance
+        linear = done >= warm_up and isinstance(mesh, ClosestPoints)
+        residual = point_to_plane(kept, near) if planes and linear else near.distance
         error = float(residual.square().mean().sqrt())
         if done <= warm_up:  # errors of two kinds are not compared
             best, least = pose, error
@@ -262,7 +265,15 @@ def _converge(
             stalled += 1
             if stalled == PATIENCE:
                 return best, done, True
-        pose = (_plane_step if flat else _point_step)(pose, kept, near, scale)
+            if not planes:  # go back, and take a step that cannot fail
+                pose, linear = best, False
+                kept, near = _trimmed(points, mesh.moved(pose, points), trim)
+        if linear:
+            assert isinstance(mesh, ClosestPoints)
+            held = near.normals[:, None] if planes else _held(mesh, pose, near)
+            pose = _linear_step(pose, kept, near, held, scale)
+        else:
+            pose = _point_step(pose, kept, near, scale)
     return best, rounds, False
 
 
@@ -279,22 +290,46 @@ def _point_step(pose: Similarity, points: Tensor, near: Closest, scale: bool) ->
     return _after(procrustes(near.points, points, scale), pose)
 
 
-def _plane_step(pose: Similarity, points: Tensor, near: Closest, scale: bool) -> Similarity:
-    """The best small motion against the planes.
+def _held(mesh: ClosestPoints, pose: Similarity, near: Closest) -> Float[Tensor, "n 3 3"]:
+    """The projections onto the directions in which closest points do not follow the given ones.
+
+    Inside a triangle that is its normal; on an edge, all directions across it; on a vertex, all.
+    """
+    corners = mesh.vertices[mesh.triangles[near.element.cpu()]].to(near.points.device)
+    corners = pose.apply(corners)
+    edges = corners.roll(-2, 1) - corners.roll(-1, 1)  # opposite to each corner
+    inwards = torch.linalg.cross(near.normals[:, None].expand_as(edges), edges)
+    height = ((near.points[:, None] - corners.roll(-1, 1)) * inwards).sum(-1)
+    on_edge = height <= ON_EDGE * edges.square().sum(-1)
+    sides, full = on_edge.sum(1)[:, None, None], torch.eye(3).to(edges)
+    edge = edges.take_along_dim(on_edge.long().argmax(1)[:, None, None], 1)[:, 0]
+    along = edge / edge.norm(dim=-1, keepdim=True)
+    across = full - along[:, :, None] * along[:, None]
+    normal = near.normals[:, :, None] * near.normals[:, None]
+    return torch.where(sides == 0, normal, torch.where(sides == 1, across, full))
+
+
+def _linear_step(
+    pose: Similarity,
+    points: Tensor,
+    near: Closest,
+    held: Float[Tensor, "n k 3"],
+    scale: bool,
+) -> Similarity:
+    """The best small motion, if distances count along some directions n of each point only.
 
     A point p of the mesh, from the middle o of all, goes to p + w x p + g p + d; the distance of
-    the scan's point y to its plane is n (y - o - p) - w (p x n) - g (p n) - d n: linear in (w, d,
-    g).
+    the scan's point y from it is n (y - o - p) - w (p x n) - g (p n) - d n: linear in (w, d, g).
     """
     middle = near.points.mean(0)
     arm = near.points - middle
     size = arm.square().sum(-1).mean().sqrt().clamp(min=torch.finfo(arm.dtype).tiny)
-    arm, normals = arm / size, near.normals  # so that all unknowns are of one magnitude
-    rows = [torch.linalg.cross(arm, normals), normals]
+    arm = (arm / size)[:, None].expand_as(held)  # so that all unknowns are of one magnitude
+    rows = [torch.linalg.cross(arm, held), held]
     if scale:
-        rows.append((arm * normals).sum(-1, keepdim=True))
-    J = torch.cat(rows, -1)
-    residual = ((points - near.points) * normals).sum(-1) / size
+        rows.append((arm * held).sum(-1, keepdim=True))
+    J = torch.cat(rows, -1).flatten(0, 1)
+    residual = ((points - near.points)[:, None] * held).sum(-1).flatten() / size
     system = torch.linalg.pinv(J.mT @ J, rtol=UNDETERMINED, hermitian=True)
     motion = system @ (J.mT @ residual)
     turn, shift = motion[:3], motion[3:6] * size

@@ -13,6 +13,7 @@ from benchmarks.aflw2000 import (
     AFLW2000,
     BINS,
     TWENTY_ONE,
+    bin_counts,
     by_bins,
     crop_matrices,
     score_arrays,
@@ -43,6 +44,10 @@ def truth(root, names=aflw2000.NAMES):
     """The labels in our pixels, read apart from the benchmark."""
     points = [loadmat(root / f"{name}.mat")["pt3d_68"][:2].T for name in names]
     return torch.from_numpy(np.stack(points).astype(np.float64)) - 0.5
+
+
+def aflw_yaws(root):
+    return np.load(root / "yaws.npy").astype(np.float64)
 
 
 def reconstruction(landmarks):
@@ -183,6 +188,28 @@ def test_the_whole_set_is_asserted_but_for_a_named_subset(root, tmp_path, monkey
         AFLW2000(tmp_path / "none").run(Oracle(true, true))
 
 
+def test_the_bins_of_the_whole_set_are_asserted(root, tmp_path, monkeypatch):
+    """As if the eight images were the 2,000."""
+    given = {"aflw_yaws": root / "yaws.npy", "reannotated": root / "labels.npy"}
+    right = {"fitted": (4, 2, 2), "AFLW's": tuple(bin_counts(torch.from_numpy(aflw_yaws(root))))}
+    monkeypatch.setattr("benchmarks.aflw2000.WHOLE", right)
+    results = run(root, **given)
+    assert "not comparable" not in results.protocol
+    monkeypatch.setattr("benchmarks.aflw2000.WHOLE", right | {"fitted": (3, 3, 2)})
+    with pytest.raises(DataError, match="by the fitted yaw the bins have 4/2/2 images, wanted 3/3"):
+        run(root, **given)
+    other = tmp_path / "yaws.npy"
+    np.save(other, np.zeros(8))
+    monkeypatch.setattr("benchmarks.aflw2000.WHOLE", right)
+    with pytest.raises(DataError, match="by the AFLW's yaw the bins have 8/0/0"):
+        run(root, aflw_yaws=other)
+    listing = tmp_path / "two.txt"
+    listing.write_text("\n".join(aflw2000.NAMES))
+    monkeypatch.setattr("benchmarks.aflw2000.WHOLE", right | {"fitted": (3, 3, 2)})
+    part = run(root, names=listing)  # what was asked for, and said to be a part
+    assert "not comparable with those of all images" in part.protocol
+
+
 def test_3ddfa_s_crop_is_the_rounded_square():
     points = torch.tensor([[100.0, 120.0], [200.0, 180.0]]).double().expand(1, 2, 2)
     points = torch.cat([points, points.mean(1, keepdim=True).expand(1, 66, 2)], 1) - 0.5
@@ -204,6 +231,9 @@ def test_the_reference_row_of_the_real_labels(tmp_path, capsys):
     assert time.perf_counter() - start < 2  # half a second on an idle machine
     assert {key: found[key] for key in REFERENCE} == pytest.approx(REFERENCE, abs=1e-4)
     assert found["counts"] == [1312, 383, 305]
+    other_yaws = REAL / "AFLW2000-3D-new.pose.npy"
+    assert score_arrays(*arrays[:2], other_yaws)[1]["counts"] == [1306, 462, 232]
+    assert not score_arrays(*arrays[:2], other_yaws)[0].note
     assert found["failures"] == 0
     out = tmp_path / "score.json"
     names = ("--predictions", "--labels", "--yaw")
@@ -262,6 +292,8 @@ def test_arrays_of_either_layout_and_rows_of_nan(tmp_path):
     results, found = score_arrays(*write_arrays(tmp_path, p=p, g=np.nan_to_num(p, nan=9.0) + 1))
     assert results.failures == {"NaN or infinite landmarks": ["row 2"]}
     assert results.protocol.startswith("4 rows of arrays (2/1/1 by the given yaw)")
+    assert "not comparable" in results.note
+    assert "would be 1312/383/305 by the fitted yaw" in results.note
     assert found["failures"] == 1
     assert found["counts"] == [2, 1, 0]
     assert found["nme_60_90"] is None

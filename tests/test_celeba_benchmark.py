@@ -72,6 +72,46 @@ def test_the_same_colour_scores_zero_and_another_one_its_difference(root):
     assert list(found.per_sample["photometric_255"]) == NAMES
 
 
+def covered(points, triangles):
+    """Which pixels have their centre in a triangle, by the signs of areas."""
+    centres = np.stack(np.meshgrid(np.arange(SIZE) + 0.5, np.arange(SIZE) + 0.5), -1)
+    a, b, c = (points[triangles[:, k]][:, None, None] for k in range(3))
+
+    def side(p, q):
+        return (q - p)[..., 0] * (centres - p)[..., 1] - (q - p)[..., 1] * (centres - p)[..., 0]
+
+    sides = np.stack([side(a, b), side(b, c), side(c, a)])
+    return ((sides > 0).all(0) | (sides < 0).all(0)).any(0)
+
+
+def test_errors_agree_with_numpy(tmp_path):
+    """A photograph of noise; the drawn pixels, and the differences of colours, by numpy."""
+    random, colour = np.random.default_rng(0), np.array([160.0, 100, 180])
+    root = celeba.write(tmp_path)
+    for name in NAMES:
+        noise = random.integers(60, 200, (64, 64, 3)).astype(np.uint8)
+        Image.fromarray(noise).save(root / f"img_align_celeba/{name}", quality=95)
+    drawn, paint = [], painter(colour.tolist(), centre=20.37)  # no edge meets a pixel's centre
+
+    def predict(images):
+        face = paint(images)
+        points = face.camera.project(face.vertices)[0][:, 0].numpy().astype(np.float64)
+        for image, seen in zip(images[:, 0].numpy().astype(np.float64), points, strict=True):
+            drawn.append((image, covered(seen, face.triangles.numpy())))
+        return face
+
+    results = benchmark(root).run(predict)
+    for name, (image, mask) in zip(NAMES, drawn, strict=True):
+        assert 100 < mask.sum() < SIZE**2 / 2
+        offset = 255 * image.transpose(1, 2, 0)[mask] - colour
+        wanted = {
+            "photometric_255": np.abs(offset).mean(),
+            "photometric_rgb_255": np.linalg.norm(offset, axis=1).mean(),
+        }
+        for key, value in wanted.items():
+            assert results.per_sample[key][name] == pytest.approx(value, rel=1e-6)
+
+
 def test_only_pixels_inside_the_photograph_and_the_mask_count(root, tmp_path):
     """A face far larger than the crop is drawn also where the crop leaves the photograph."""
     wide = benchmark(root, crop_margin=4.0).run(painter([100.0, 100, 100], 0.5))

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 import yaml
 
+from benchmarks.__main__ import BENCHMARKS
 from core import doctor
 from core.__main__ import main
 from core.doctor import Item, as_json, examine, table
@@ -228,3 +229,18 @@ def test_every_dataset_that_has_a_config_is_looked_for():
     roots = {config["data"]["init_args"]["root"] for config in configs}
     assert len(roots) > 4
     assert roots <= doctor.DATASETS.keys()
+
+
+def test_every_benchmark_s_data_are_looked_for(tmp_path):
+    """The synthetic ones are a dataset's; two protocols more are on data of others."""
+    names = set(BENCHMARKS) - {"synthetic", "aflw2000_dense", "micc_renderings"}
+    assert names == doctor.BENCHMARKS.keys()
+    assert look("benchmarks", tmp_path).status == "missing"
+    for name in ("AFLW2000-3D", "BU-3DFE", "MICC", "known", "celeba"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+    item = look("benchmarks", tmp_path)
+    assert item.text == (
+        "AFLW2000-3D in 'data/AFLW2000-3D', BU-3DFE in 'data/BU-3DFE', "
+        "MICC Florence in 'data/MICC', CelebA in 'data/celeba'."
+    )
+    assert look("other data", tmp_path).text == "in data: known."

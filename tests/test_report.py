@@ -493,6 +493,19 @@ def test_the_latex_of_every_board_needs_no_package_but_booktabs(tmp_path):
     assert text.count("\\begin{table}") >= len(LAYOUTS)
 
 
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="no pdflatex here")
+def test_latex_itself_takes_every_board(report, tmp_path):
+    head = "\\documentclass{article}\n\\IfFileExists{booktabs.sty}{\\usepackage{booktabs}}"
+    head += "{\\let\\toprule\\hline\\let\\midrule\\hline\\let\\bottomrule\\hline}\n"
+    body = (report / "report.tex").read_text()
+    text = f"{head}\\begin{{document}}\n{body}\\end{{document}}\n"
+    (tmp_path / "page.tex").write_text(text)
+    command = ["pdflatex", "-draftmode", "-interaction=nonstopmode", "-halt-on-error", "page.tex"]
+    found = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert found.returncode == 0, found.stdout[-2000:]
+    assert "multiply defined" not in found.stdout
+
+
 def test_latex_escapes():
     assert tex_escaped("50% & a_b #1 {x}") == "50\\% \\& a\\_b \\#1 \\{x\\}"
     assert tex_escaped("a\\b~c^d") == "a\\textbackslash{}b\\textasciitilde{}c\\textasciicircum{}d"
@@ -506,6 +519,13 @@ def test_hostile_names_stay_in_their_cell_of_markdown(report):
     for line in table[: table.index(next(x for x in table if "PRN" in x))]:
         assert len(re.split(r"(?<!\\)\|", line)) == len(re.split(r"(?<!\\)\|", table[0]))
     assert "<img" not in "\n".join(lines).replace("\\<", "")
+
+
+def test_a_report_that_cannot_be_written_is_told(tmp_path, capsys):
+    write(tmp_path, "x", results({"nme_mean_percent": 1.0}), name="X")
+    (tmp_path / "file").touch()
+    assert main(["report", str(tmp_path), "--out", str(tmp_path / "file")]) == 2
+    assert "the report cannot be written to" in capsys.readouterr().err
 
 
 def test_reports_without_anything_but_figures(tmp_path):

@@ -20,6 +20,7 @@ from benchmarks.report.drawings import (
 )
 from benchmarks.report.runs import Found, find_runs
 from benchmarks.report.statistics import Figure, over_seeds
+from core.errors import DataError
 
 TEMPLATES = Path(__file__).parent / "page"
 LEGEND = (
@@ -41,14 +42,19 @@ def write_report(places: list[str], folder: Path) -> list[Path]:
 
     Raises:
         AssetNotFoundError: there are no results.
+        DataError: the folder cannot be written to.
     """
     found = find_runs(places)
     boards = make_boards(found.runs)
-    folder.mkdir(parents=True, exist_ok=True)
     files = {"index.html": to_html, "report.md": to_markdown, "report.tex": to_tex}
-    for name, text in files.items():
-        (folder / name).write_text(text(boards, found), encoding="utf-8")
-    return [folder / name for name in files]
+    texts = {folder / name: text(boards, found) for name, text in files.items()}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for path, text in texts.items():
+            path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise DataError(f"the report cannot be written to '{folder}': {error}") from error
+    return list(texts)
 
 
 def cell_text(cell: Figure | None) -> tuple[str, str]:
