@@ -1,6 +1,7 @@
 """An ablation of a method against its default, at the same budget, over several seeds.
 
     python -m benchmarks.ablation iest --seeds 1 2 3 [-- --trainer.max_steps 500 ...]
+    python -m benchmarks.ablation single_views
 
 Trains and scores both, seed by seed, and writes benchmarks/results/ablation_<name>.json and .md:
 mean and spread of each metric, and the differences seed by seed.
@@ -11,18 +12,37 @@ import json
 import statistics
 import subprocess
 import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-ABLATIONS = {"iest": "configs/ablations/cest_iest.yaml"}
-METRICS = (
-    "photometric_255",
-    "albedo_255",
-    "nme_percent",
-    "pose_degrees",
-    "shape_mm",
-    "neutral_mm",
-)
+ALL = ("photometric_255", "albedo_255", "nme_percent", "pose_degrees", "shape_mm", "neutral_mm")
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """What is left out of a method.
+
+    Args:
+        method: with its default config.
+        overlay: the config that leaves it out.
+        metrics: that are compared.
+    """
+
+    method: str
+    overlay: str
+    metrics: tuple[str, ...] = ALL
+
+
+ABLATIONS = {
+    "iest": Ablation("cest", "configs/ablations/cest_iest.yaml"),
+    "single_views": Ablation(
+        "mgcnet",
+        "configs/ablations/mgcnet_baseline.yaml",
+        ("pose_to_30_degrees", "pose_to_60_degrees", "pose_to_90_degrees", *ALL),
+    ),
+}
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -34,17 +54,18 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs/ablation"), help="where to train")
     arguments, options = _split(sys.argv[1:])
     given = parser.parse_args(arguments)
-    scores: dict[str, list[dict[str, float]]] = {"cest": [], given.name: []}
+    ablation = ABLATIONS[given.name]
+    overlays = {ablation.method: [], given.name: ["--config", ablation.overlay]}
+    scores: dict[str, list[dict[str, float]]] = {variant: [] for variant in overlays}
     for seed in given.seeds:
         for variant, found in scores.items():
-            overlay = [] if variant == "cest" else ["--config", ABLATIONS[given.name]]
             run = given.runs / f"{variant}_{seed}"
-            found.append(train_and_score(run, seed, overlay, options))
+            found.append(train_and_score(ablation, run, seed, [*overlays[variant], *options]))
             print(variant, seed, found[-1], flush=True)
     summary = {
         "seeds": given.seeds,
         "options": options,
-        **{variant: summarize(found) for variant, found in scores.items()},
+        **{variant: summarize(found, ablation.metrics) for variant, found in scores.items()},
     }
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"ablation_{given.name}.json"
@@ -61,7 +82,7 @@ def _split(arguments: list[str]) -> tuple[list[str], list[str]]:
 
 
 def train_and_score(
-    run: Path, seed: int, overlay: list[str], options: list[str]
+    ablation: Ablation, run: Path, seed: int, options: list[str]
 ) -> dict[str, float]:
     """The means of the metrics after training in this folder; a finished run is not trained
     again.
@@ -69,18 +90,18 @@ def train_and_score(
     scored = run / "benchmarks" / "synthetic.json"
     if not scored.is_file():
         for subcommand in ("fit", "test"):
-            command = [sys.executable, "-m", "methods.cest", subcommand]
-            command += ["--config", "configs/cest.yaml", *overlay, "--ckpt_path", "last"]
-            command += [f"--trainer.default_root_dir={run}", f"--seed_everything={seed}", *options]
+            command = [sys.executable, "-m", f"methods.{ablation.method}", subcommand]
+            command += [f"--config=configs/{ablation.method}.yaml", *options, "--ckpt_path=last"]
+            command += [f"--trainer.default_root_dir={run}", f"--seed_everything={seed}"]
             subprocess.run(command, check=True)
     metrics = json.loads(scored.read_text())["metrics"]
-    return {name: metrics[name]["value"]["mean"] for name in METRICS}
+    return {name: metrics[name]["value"]["mean"] for name in ablation.metrics}
 
 
-def summarize(scores: list[dict[str, float]]) -> dict[str, Any]:
+def summarize(scores: list[dict[str, float]], metrics: Sequence[str]) -> dict[str, Any]:
     """Mean, standard deviation over the seeds, and the values."""
     summary = {}
-    for name in METRICS:
+    for name in metrics:
         values = [score[name] for score in scores]
         spread = statistics.stdev(values) if len(values) > 1 else 0.0
         summary[name] = {
@@ -93,15 +114,17 @@ def summarize(scores: list[dict[str, float]]) -> dict[str, Any]:
 
 def table(summary: dict[str, Any], name: str) -> str:
     """Markdown: both variants, mean +- standard deviation over the seeds."""
+    ablation = ABLATIONS[name]
+    method, other = ablation.method.upper(), name.upper().replace("_", " ")
     lines = [
-        f"CEST against {name.upper()}, seeds {summary['seeds']}: mean ± standard deviation over "
+        f"{method} against {other}, seeds {summary['seeds']}: mean ± standard deviation over "
         "them; lower is better.",
         "",
-        f"| metric | CEST | {name.upper()} | seeds won by CEST |",
+        f"| metric | {method} | {other} | seeds won by {method} |",
         "|---|---|---|---|",
     ]
-    for metric in METRICS:
-        ours, theirs = summary["cest"][metric], summary[name][metric]
+    for metric in ablation.metrics:
+        ours, theirs = summary[ablation.method][metric], summary[name][metric]
         won = sum(a < b for a, b in zip(ours["values"], theirs["values"], strict=True))
         cells = [f"{x['mean']:.2f} ± {x['std']:.2f}" for x in (ours, theirs)]
         lines.append(f"| {metric} | {cells[0]} | {cells[1]} | {won} of {len(ours['values'])} |")

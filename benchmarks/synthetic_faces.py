@@ -4,7 +4,7 @@ import json
 import math
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -58,6 +58,9 @@ MEANING = {
     "nme_to_60_percent": "landmarks, yaw 30° to 60°",
     "nme_to_90_percent": "landmarks, yaw above 60°",
     "pose_degrees": "angle between the rotations",
+    "pose_to_30_degrees": "the same, yaw up to 30°",
+    "pose_to_60_degrees": "the same, yaw 30° to 60°",
+    "pose_to_90_degrees": "the same, yaw above 60°",
     "pitch_degrees": "pitch alone",
     "yaw_degrees": "yaw alone",
     "roll_degrees": "roll alone",
@@ -83,7 +86,8 @@ class SyntheticFaces(Benchmark):
     * Landmarks: NME over all 68 points, hidden ones included, in % of sqrt(w h) of the true points'
       box, as on AFLW2000-3D; also by bins of the true yaw.
     * Pose: relative to the line of sight to the model's origin, since a crop does not tell where
-      the optical axis was. Geodesic angle; absolute differences of the Euler angles.
+      the optical axis was. Geodesic angle, also by bins of the true yaw; absolute differences of
+      the Euler angles.
     * Shape: mean distance of corresponding vertices of the model's region ``face``, per image,
       after a least-squares alignment of these vertices: a similarity, or rigid.
     * Reflectance: mean absolute difference over the texels of a 96 x 96 UV map that the true face
@@ -106,6 +110,8 @@ class SyntheticFaces(Benchmark):
         image_size: side of the crops, pixels: what the method takes.
         crop_margin: side of the crop in units of the landmarks' box: that of the training.
         batch_size: images at a time.
+        frames: how many frames of a clip the method sees at once: the scored one, and others
+            spread over the clip. Only methods that make one person of them can profit.
         every: only every so many-th frame of a clip.
         max_frames: at most so many frames, chosen at random.
         seed: of that choice.
@@ -121,12 +127,14 @@ class SyntheticFaces(Benchmark):
         image_size: int = 256,
         crop_margin: float = MARGIN,
         batch_size: int = 32,
+        frames: int = 1,
         every: int = 1,
         max_frames: int | None = None,
         seed: int = 0,
         progress: bool = True,
     ) -> None:
-        for name, value in (("image_size", image_size), ("batch_size", batch_size)):
+        sizes = {"image_size": image_size, "batch_size": batch_size, "frames": frames}
+        for name, value in sizes.items():
             if value < 1:
                 raise DataError(f"SyntheticFaces: {name} is {value}; wanted at least 1")
         if every < 1 or (max_frames is not None and max_frames < 1):
@@ -136,6 +144,9 @@ class SyntheticFaces(Benchmark):
         self.root, self.split = Path(root), split
         if split != "test":
             self.name = f"{self.name}_{split}"
+        if frames > 1:
+            self.name = f"{self.name}_{frames}_frames"
+        self.frames = frames
         self.image_size, self.crop_margin, self.batch_size = image_size, crop_margin, batch_size
         self.every, self.max_frames, self.seed = every, max_frames, seed
         self.progress = progress
@@ -160,7 +171,9 @@ class SyntheticFaces(Benchmark):
         meshes: dict[str, ErrorMesh] = {}
         bar = tqdm(total=len(frames), desc=self.name, unit="frame", disable=not self.progress)
         for batch in self._batches(frames, failures):
-            face = on_cpu(predict(batch.images))
+            face = on_cpu(predict(batch.clips))
+            if self.frames > 1:
+                face = _first_frames(face)
             _check_prediction(face, len(batch.images))
             comparable = _same_mesh(face, batch.model)
             if not comparable and not notes:
@@ -276,6 +289,29 @@ class SyntheticFaces(Benchmark):
                 yield _batch(frames)
 
     def _frame(self, name: str, truth: Truth) -> "_Frame":
+        crop, matrix = self._crop(name, truth)
+        others = [self._crop(n, load_truth(self.root, n))[0][:3] for n in self._others(name)]
+        clip = torch.stack([crop[:3], *others]).clamp(0, 1)
+        return _Frame(name, clip, (crop[3:] > VISIBLE).float(), matrix, truth)
+
+    def _others(self, name: str) -> list[str]:
+        """What else is shown of the clip: evenly spread after the frame, beginning anew at the
+        end.
+        """
+        if self.frames == 1:
+            return []
+        clip, _, frame = name.rpartition("/")
+        found = sorted(path.stem for path in (self.root / "landmarks" / clip).glob("*.npy"))
+        at = found.index(frame)
+        steps = [round(k * len(found) / self.frames) for k in range(1, self.frames)]
+        return [f"{clip}/{found[(at + step) % len(found)]}" for step in steps]
+
+    def _crop(self, name: str, truth: Truth) -> tuple[Float[Tensor, "4 s s"], Float[Tensor, "3 3"]]:
+        """Image and mask of a frame, and the crop's matrix.
+
+        Raises:
+            DataError: one of its files is not what it should be.
+        """
         detected = np.load((self.root / "landmarks" / name).with_suffix(".npy"))
         if detected.shape != (68, 3):
             raise DataError(f"landmarks of shape {detected.shape}, wanted (68, 3)")
@@ -286,14 +322,13 @@ class SyntheticFaces(Benchmark):
         mask = _read(truth.mask_path, "L")
         if mask.shape[-2:] != image.shape[-2:]:
             raise DataError(f"mask of {tuple(mask.shape[-2:])}, image {tuple(image.shape[-2:])}")
-        crop = warp(torch.cat([image, mask]), matrix, size)
-        return _Frame(name, crop[:3].clamp(0, 1), (crop[3:] > VISIBLE).float(), matrix, truth)
+        return warp(torch.cat([image, mask]), matrix, size), matrix
 
 
 @dataclass(frozen=True)
 class _Frame:
     name: str
-    image: Tensor
+    clip: Tensor
     mask: Tensor
     matrix: Tensor
     truth: Truth
@@ -306,6 +341,7 @@ class _Batch:
     names: list[str]
     model: FaceModel
     images: Float[Tensor, "b 1 3 s s"]
+    clips: Float[Tensor, "b v 3 s s"]
     masks: Float[Tensor, "b 1 1 s s"]
     camera: PerspectiveCamera
     landmarks: Float[Tensor, "b 1 68 2"]
@@ -319,7 +355,8 @@ class _Batch:
 def _batch(frames: list[_Frame]) -> _Batch:
     truths = [frame.truth for frame in frames]
     model = truths[0].model
-    images = torch.stack([frame.image for frame in frames])[:, None]
+    clips = torch.stack([frame.clip for frame in frames])
+    images = clips[:, :1]
     masks = torch.stack([frame.mask for frame in frames])[:, None]
     matrix = torch.stack([frame.matrix for frame in frames])
     original = PerspectiveCamera(
@@ -339,6 +376,7 @@ def _batch(frames: list[_Frame]) -> _Batch:
         names=[frame.name for frame in frames],
         model=model,
         images=images,
+        clips=clips,
         masks=masks,
         camera=camera,
         landmarks=landmarks * scale[..., None, None] + offset[..., None, :],
@@ -540,6 +578,17 @@ def _select(face: Reconstruction, rows: Tensor) -> Reconstruction:
     )
 
 
+def _first_frames(face: Reconstruction) -> Reconstruction:
+    """Of each clip's faces the first."""
+    tensors = ("vertices", "neutral", "landmarks", "albedo_map", "light")
+    return replace(
+        face,
+        **{name: getattr(face, name)[:, :1] for name in tensors},
+        camera=face.camera.map(lambda value: value[:, :1]),
+        coefficients={name: value[:, :1] for name, value in face.coefficients.items()},
+    )
+
+
 def _check_prediction(face: Reconstruction, count: int) -> None:
     if face.landmarks.shape != (count, 1, 68, 2):
         raise DataError(
@@ -566,7 +615,9 @@ def _joined(scores: list[dict[str, Tensor]]) -> dict[str, Tensor]:
 
 
 def _add_yaw_bins(scores: dict[str, Tensor], yaw_degrees: Tensor) -> None:
-    """The NME of each bin, NaN outside it."""
+    """NME and pose of each bin, NaN outside it."""
     which = metrics.yaw_bin(yaw_degrees)
-    for k, name in enumerate(("nme_to_30_percent", "nme_to_60_percent", "nme_to_90_percent")):
-        scores[name] = scores["nme_percent"].where(which == k, torch.nan)
+    for what, unit in (("nme", "percent"), ("pose", "degrees")):
+        for k, edge in enumerate((30, 60, 90)):
+            inside = scores[f"{what}_{unit}"].where(which == k, torch.nan)
+            scores[f"{what}_to_{edge}_{unit}"] = inside

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from core.camera import PerspectiveCamera, frontal
 from core.contracts import FaceBatch, Reconstruction
 from core.errors import AssetNotFoundError, MonofaceError
-from core.face_models import load_face_model
+from core.face_models import FaceModel, load_face_model
 from core.landmarks import INNER_MOUTH, NOSE
 from core.lighting import AMBIENT
 from core.losses import coefficient_l2, cosine_distance, landmark_l2, masked_l21
@@ -284,9 +284,7 @@ class Regression(FaceMethod):
         factors = torch.ones(68)
         factors[list(important_landmarks)] = importance
         self.register_buffer("importance", factors, persistent=False)
-        landmarks = self.face_model.landmarks(self.face_model.mean)
-        pivot = (landmarks.amin(0) + landmarks.amax(0)) / 2
-        self.register_buffer("pivot", pivot, persistent=False)
+        self.register_buffer("pivot", landmark_pivot(self.face_model), persistent=False)
         self.outputs = {
             "identity": len(self.face_model.identity_basis),
             "expression": len(self.face_model.expression_basis),
@@ -349,20 +347,9 @@ class Regression(FaceMethod):
     def camera(
         self, angles: Float[Tensor, "b v 3"], translation: Float[Tensor, "b v 3"], size: int
     ) -> PerspectiveCamera:
-        """The pose as a camera for images of this size; the head turns about the middle of the mean
-        face's landmarks.
-        """
-        with without_autocast(angles):
-            turned = frontal(angles) @ rotation_from_euler(*angles.unbind(-1))
-            away = angles.new_tensor([0.0, 0.0, self.distance_mm])
-            place = translation @ frontal(angles) + away - turned @ self.pivot
-        batch = angles.shape[:2]
-        return PerspectiveCamera(
-            rotation=turned,
-            translation=place,
-            focal=angles.new_full(batch, self.focal * size / PIXELS),
-            centre=angles.new_full((*batch, 2), size / 2),
-        )
+        """The pose as a camera for images of this size."""
+        focal = self.focal * size / PIXELS
+        return posed_camera(angles, translation, self.pivot, focal, self.distance_mm, size)
 
     def terms(self, batch: FaceBatch) -> dict[str, Tensor]:
         """The terms of the loss; names are the fields of ``weights``."""
@@ -490,6 +477,43 @@ class Regression(FaceMethod):
         late = [p for name in APPEARANCE for p in heads[name].parameters()]
         parts = [Part(shared, self.network.kernels()), Part(late, start=self.landmark_steps)]
         return optimizer_of_parts(parts, self.lr, self.kernel_lr, self.anneal_steps)
+
+
+def posed_camera(
+    angles: Float[Tensor, "b v 3"],
+    translation: Float[Tensor, "b v 3"],
+    pivot: Float[Tensor, "3"],
+    focal: float,
+    distance_mm: float,
+    size: int,
+) -> PerspectiveCamera:
+    """A head's pose as a pinhole camera, in at least float32 also under autocast.
+
+    Args:
+        angles: pitch, yaw, roll of the head, radians.
+        translation: of the head in the model frame's axes, millimetres.
+        pivot: about which the head turns, and which zero translation shows in the image's middle.
+        focal: pixels.
+        distance_mm: from the camera to the pivot at zero translation.
+        size: height and width of the images, pixels.
+    """
+    with without_autocast(angles):
+        turned = frontal(angles) @ rotation_from_euler(*angles.unbind(-1))
+        away = angles.new_tensor([0.0, 0.0, distance_mm])
+        place = translation @ frontal(angles) + away - turned @ pivot
+    batch = angles.shape[:2]
+    return PerspectiveCamera(
+        rotation=turned,
+        translation=place,
+        focal=angles.new_full(batch, focal),
+        centre=angles.new_full((*batch, 2), size / 2),
+    )
+
+
+def landmark_pivot(model: FaceModel) -> Float[Tensor, "3"]:
+    """The middle of the box of the mean face's landmarks."""
+    landmarks = model.landmarks(model.mean)
+    return (landmarks.amin(0) + landmarks.amax(0)) / 2
 
 
 def lit(light: Float[Tensor, "b v 9 c"]) -> Float[Tensor, "b v 9 c"]:

@@ -1,14 +1,26 @@
 """The comparison of two variants: mean and spread over seeds, and who won each."""
 
+from pathlib import Path
+
 import pytest
 
-from benchmarks.ablation import METRICS, summarize, table
+from benchmarks.ablation import ABLATIONS, ALL, summarize, table
+from benchmarks.synthetic_faces import MEANING
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def test_mean_spread_and_wins():
-    ours = summarize([dict.fromkeys(METRICS, value) for value in (1.0, 2.0, 6.0)])
-    theirs = summarize([dict.fromkeys(METRICS, value) for value in (2.0, 1.0, 9.0)])
+    ours = summarize([dict.fromkeys(ALL, value) for value in (1.0, 2.0, 6.0)], ALL)
+    theirs = summarize([dict.fromkeys(ALL, value) for value in (2.0, 1.0, 9.0)], ALL)
     assert ours["shape_mm"]["mean"] == pytest.approx(3)
     assert ours["shape_mm"]["std"] == pytest.approx(7**0.5, abs=1e-4)  # of a sample
     text = table({"seeds": [1, 2, 3], "cest": ours, "iest": theirs}, "iest")
     assert "| shape_mm | 3.00 ± 2.65 | 4.00 ± 4.36 | 2 of 3 |" in text
+
+
+@pytest.mark.parametrize("ablation", ABLATIONS.values(), ids=list(ABLATIONS))
+def test_they_compare_what_the_benchmark_measures_of_configs_that_are_there(ablation):
+    assert set(ablation.metrics) <= set(MEANING)
+    assert (ROOT / ablation.overlay).is_file()
+    assert (ROOT / f"configs/{ablation.method}.yaml").is_file()

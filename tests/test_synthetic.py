@@ -1,5 +1,6 @@
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,11 +9,14 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from core.camera import PerspectiveCamera
 from core.errors import AssetNotFoundError, DataError
+from core.image_files import read_image
 from core.lighting import sh_basis
+from core.multiview import covisible, paired, pixel_consistency, synthesize
 from core.render import draw, render
 from core.rotation import euler_from_rotation
-from core.truth import load_truth
+from core.truth import Truth, load_truth
 from datamodules.choice import Views
 from datamodules.synthesis import illumination, motion, props, sensor
 from datamodules.synthesis.noise import generator, smooth_path
@@ -288,6 +292,92 @@ def test_truth_errors(root, tmp_path):
     clip.write_bytes((root / "truth/id00000/video00/00000.npz").read_bytes())
     with pytest.raises(AssetNotFoundError, match=r"model\.npz"):
         load_truth(tmp_path, "a/b/c/000000")
+
+
+# ----------------------------------------------------------------------------- views of one instant
+
+
+@pytest.fixture(scope="module")
+def still(fake, tmp_path_factory) -> Path:
+    """As ``plain``, of views of one instant."""
+    settings = SynthesisSettings(
+        identities=(0, 0, 4),
+        face_model=fake,
+        occluders=0.0,
+        unmodelled=0.0,
+        degradation=0.0,
+        still=True,
+        **SMALL,
+    )
+    root = tmp_path_factory.mktemp("still")
+    write_set(root, settings, jobs=1)
+    return root
+
+
+def clip_truths(root: Path) -> list[list[Truth]]:
+    return [
+        [load_truth(root, f"id{k:05d}/video00/00000/{frame:06d}") for frame in range(3)]
+        for k in range(len(list((root / "frames").iterdir())))
+    ]
+
+
+def disagreement(root: Path) -> float:
+    """Of the middle frame and what the others show of its surface, in grey levels."""
+    found = []
+    for truths in clip_truths(root):
+        camera = PerspectiveCamera(
+            *(
+                torch.stack([getattr(truth.camera, key) for truth in truths])[None]
+                for key in ("rotation", "translation", "focal", "centre")
+            )
+        )
+        model, shape = truths[0].model, torch.stack([truth.vertices for truth in truths])[None]
+        surface = draw(shape, model.triangles, model.uv, camera, 64)
+        images = torch.stack([read_image(truth.image_path, "RGB").float() for truth in truths])
+        target, source = (
+            camera.map(lambda value, k=k: paired(value)[k])  # type: ignore[misc]
+            for k in (0, 1)
+        )
+        depth, images = paired(surface.depth), paired(images[None])
+        made = synthesize(depth[0], target, images[1], depth[1], source)
+        index, pixels = paired(surface.triangle_index), paired(camera.project(shape)[0])
+        mask = covisible(*index, *pixels, model.triangles) * made.mask
+        if mask.sum() > 100:
+            found.append(pixel_consistency(made, images[0], mask).item())
+    return float(np.mean(found))
+
+
+def test_frames_of_a_still_set_show_one_instant(still, plain):
+    for truths in clip_truths(still):
+        for truth in truths[1:]:
+            torch.testing.assert_close(truth.vertices, truths[0].vertices)
+            assert not torch.allclose(truth.camera.rotation, truths[0].camera.rotation)
+        # one light around the head: its irradiance on normals of the head
+        normals = F.normalize(torch.randn(20, 3), dim=-1)
+        lit = [sh_basis(normals @ t.camera.rotation.mT) @ t.light for t in truths]
+        torch.testing.assert_close(lit[1], lit[0], atol=1e-4, rtol=0)
+        torch.testing.assert_close(lit[2], lit[0], atol=1e-4, rtol=0)
+    assert disagreement(still) < 0.5 * disagreement(plain)
+
+
+def test_a_still_set_has_views_from_all_sides():
+    settings = SynthesisSettings(yaw=85.0, frames=6, still=True)
+    yaws = []
+    for clip in range(300):
+        rng = generator(0, "test", clip)
+        camera = motion.camera_rig(rng, motion.random_lens(rng, rig=True), settings, torch.zeros(3))
+        _, yaw, _ = euler_from_rotation(camera.head_rotation)
+        assert (yaw.diff() > 0).all()
+        yaws.append(yaw.rad2deg())
+    every = torch.cat(yaws)
+    assert every.abs().max() <= 85 + 1e-3
+    assert 0.1 < (every.abs() > 60).float().mean() < 0.4
+
+
+def test_sets_from_before_there_were_still_ones_are_read(root, settings):
+    assert "still" not in json.loads((root / "manifest.json").read_text())["settings"]
+    with pytest.raises(DataError, match="still: None there, True wanted"):
+        Synthetic(root, replace(settings, still=True)).prepare_data()
 
 
 # ----------------------------------------------------------------------------------- what is random

@@ -6,11 +6,12 @@ import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 
+from core.camera import frontal
 from core.truth import expressed
 from datamodules.synthesis import props
 from datamodules.synthesis.backdrop import random_backdrop
 from datamodules.synthesis.illumination import random_illumination
-from datamodules.synthesis.motion import camera_path, expression_path, random_lens
+from datamodules.synthesis.motion import camera_path, camera_rig, expression_path, random_lens
 from datamodules.synthesis.noise import generator, smooth_path
 from datamodules.synthesis.person import Person, Studio
 from datamodules.synthesis.photograph import moving_backdrop, random_finish, take_photographs
@@ -42,7 +43,7 @@ def make_clip(studio: Studio, person: Person, number: int, video: int, clip: int
     frames, size = settings.frames, settings.size
     # of the video: light, lens, sensor, backdrop, hair and clothes
     rng = generator(settings.seed, "video", number, video)
-    lens = random_lens(rng)
+    lens = random_lens(rng, rig=settings.still)
     illumination = random_illumination(rng, float(person.skin.mean()))
     finish = random_finish(rng, settings.unmodelled)
     sensor = random_sensor(rng, settings.degradation, settings.unmodelled)
@@ -63,13 +64,20 @@ def make_clip(studio: Studio, person: Person, number: int, video: int, clip: int
         if rng.random() < share * settings.occluders:
             around.append(make())
     middle = torch.from_numpy(marks[[27, 33, 36, 45, 8, 2, 14]].mean(0)).float()
-    camera = camera_path(rng, lens, settings, middle)
+    camera = (camera_rig if settings.still else camera_path)(rng, lens, settings, middle)
+    turned = camera.head_rotation
     expression = expression_path(rng, frames, model.expression_names)
-    vertices = expressed(model, person.neutral, expression)
     flicker = torch.from_numpy(np.exp(0.015 * smooth_path(rng, frames, 1))).float()[:, :, None]
+    if settings.still:
+        expression = expression[frames // 2].expand(frames, -1)
+        flicker = torch.ones_like(flicker)
+        # the light is that of somebody before the head, who sees it turned like the body
+        illumination = illumination.turned(camera.rotation @ frontal(turned).mT)
+        turned = torch.eye(3).expand_as(turned)
+    vertices = expressed(model, person.neutral, expression)
     backdrop = moving_backdrop(rng, picture, frames, size)
     photos = take_photographs(
-        studio, person, vertices, around, camera, illumination, finish, backdrop
+        studio, person, vertices, around, camera, turned, illumination, finish, backdrop
     )
     landmarks = camera.project(model.landmarks(vertices))[0]
     images = expose(rng, photos.images * flicker[..., None], sensor)

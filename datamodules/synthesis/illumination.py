@@ -8,11 +8,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from core.lighting import LAMBERT, sh_basis
+from datamodules.synthesis.shading import nine_normals
 
 
 @dataclass(frozen=True)
 class Illumination:
-    """The light of a video, camera frame.
+    """The light of a video, or of each of its frames; camera frame.
 
     Attributes:
         light: all of it, spherical harmonics per colour channel: irradiance = sh_basis(normals) @
@@ -21,9 +22,15 @@ class Illumination:
         direction: towards that source.
     """
 
-    light: Float[Tensor, "9 3"]
-    key: Float[Tensor, "9 3"]
-    direction: Float[Tensor, "3"]
+    light: Float[Tensor, "*f 9 3"]
+    key: Float[Tensor, "*f 9 3"]
+    direction: Float[Tensor, "*f 3"]
+
+    def turned(self, rotation: Float[Tensor, "f 3 3"]) -> "Illumination":
+        """That of a video, as cameras see it to whose frames these rotations lead."""
+        normals = torch.from_numpy(nine_normals()).float()  # nine numbers determine the harmonics
+        there = torch.linalg.solve(sh_basis(normals), sh_basis(normals @ rotation))
+        return Illumination(there @ self.light, there @ self.key, rotation @ self.direction)
 
 
 def directional(

@@ -17,11 +17,12 @@ SHADOW_BIAS = 5.0  # millimetres
 
 
 def lamp_view(
-    points: Float[Tensor, "f m 3"], direction: Float[Tensor, "3"]
+    points: Float[Tensor, "f m 3"], direction: Float[Tensor, "*f 3"]
 ) -> Float[Tensor, "f m 3"]:
     """Points as a distant lamp sees them: z grows away from the lamp; in [-1, 1] near the head."""
-    up = torch.tensor([0.0, 1.0, 0.0] if abs(float(direction[1])) < 0.9 else [1.0, 0.0, 0.0])
-    first = F.normalize(torch.linalg.cross(up, direction), dim=0)
+    steep = direction[..., 1:2].abs() >= 0.9
+    up = torch.where(steep, torch.tensor([1.0, 0.0, 0.0]), torch.tensor([0.0, 1.0, 0.0]))
+    first = F.normalize(torch.linalg.cross(up, direction), dim=-1)
     second = torch.linalg.cross(direction, first)
     return points @ (torch.stack([first, second, -direction], -1) / SHADOW_REACH)
 

@@ -26,9 +26,12 @@ class Lens:
     scale: float
 
 
-def random_lens(rng: np.random.Generator) -> Lens:
-    """From a selfie at 0.4 m, with its strong perspective, to a telephoto lens at 4 m."""
-    distance = float(np.exp(rng.uniform(np.log(400), np.log(4000))))
+def random_lens(rng: np.random.Generator, rig: bool = False) -> Lens:
+    """From a selfie at 0.4 m, with its strong perspective, to a telephoto lens at 4 m; the cameras
+    of a rig stand about a metre away.
+    """
+    near, far = (800, 1200) if rig else (400, 4000)
+    distance = float(np.exp(rng.uniform(np.log(near), np.log(far))))
     return Lens(distance, float(rng.uniform(0.0036, 0.0044)))
 
 
@@ -64,10 +67,44 @@ def camera_path(
     """The cameras of a clip; the point ``middle`` of the head stays near the frame's middle."""
     frames, size = settings.frames, settings.size
     pitch, yaw, roll = head_angles(rng, frames, settings)
-    rotation = rotation_from_euler(pitch, yaw, roll)
-    rotation = frontal(rotation) @ rotation
     drift = smooth_path(rng, frames, 3) * [7.0, 5.0, 0.03 * lens.distance]
     drift[:, :2] += rng.normal(size=2) * [6.0, 5.0]
+    return _cameras(lens, size, rotation_from_euler(pitch, yaw, roll), drift, middle)
+
+
+def camera_rig(
+    rng: np.random.Generator,
+    lens: Lens,
+    settings: SynthesisSettings,
+    middle: Float[Tensor, "3"],
+) -> PerspectiveCamera:
+    """Cameras around a head that keeps still, in the order of yaw, about evenly spread.
+
+    They cover a part of the possible yaws, and look a little past the point ``middle`` each.
+    """
+    frames = settings.frames
+    reach = rng.uniform(0.3, 0.8)  # 1 = from one side to the other
+    place = rng.uniform(reach - 1, 1 - reach)
+    step = reach / frames
+    yaw = place + reach * np.linspace(-1, 1, frames) + step * rng.uniform(-0.4, 0.4, frames)
+    pitch = rng.normal() * 0.3 + rng.normal(size=frames) * 0.08
+    roll = rng.normal() * 0.2 + rng.normal(size=frames) * 0.05
+    angles = np.clip([pitch, yaw, roll], -1, 1).T * [settings.pitch, settings.yaw, settings.roll]
+    rotation = rotation_from_euler(*torch.from_numpy(np.deg2rad(angles)).float().unbind(-1))
+    drift = rng.normal(size=(frames, 3)) * [7.0, 5.0, 0.03 * lens.distance]
+    return _cameras(lens, settings.size, rotation, drift, middle)
+
+
+def _cameras(
+    lens: Lens,
+    size: int,
+    turned: Float[Tensor, "f 3 3"],
+    drift: Float[np.ndarray, "f 3"],
+    middle: Float[Tensor, "3"],
+) -> PerspectiveCamera:
+    """Cameras that see a head turned so, the point ``middle`` of it that far from the middle."""
+    frames = len(turned)
+    rotation = frontal(turned) @ turned
     position = torch.from_numpy(drift).float()
     position[:, 2] += lens.distance
     position[:, 1] += 4.0  # a little more of the hair than of the neck

@@ -70,6 +70,7 @@ def take_photographs(
     vertices: Float[Tensor, "f n 3"],
     props: list[Prop],
     camera: PerspectiveCamera,
+    turned: Float[Tensor, "f 3 3"],
     illumination: Illumination,
     finish: Finish,
     backdrop: Float[Tensor, "f 3 s s"],
@@ -85,39 +86,45 @@ def take_photographs(
         vertices: of the face in each frame, model frame, millimetres.
         props: what else there is.
         camera: of each frame, for pixels of the frame.
-        illumination: one for all frames.
+        turned: how the head is turned against the body in each frame.
+        illumination: one for all frames, or one of each.
         finish: what spherical harmonics do not explain.
         backdrop: of each frame.
     """
     model, frames, size = studio.model, len(vertices), backdrop.shape[-1]
     fine = size * SUPERSAMPLING
-    points, triangles, static = _scene(studio, person, vertices, props, camera, finish)
+    points, triangles, static = _scene(studio, person, vertices, props, turned, finish)
     lens = camera.crop(torch.full((frames,), float(SUPERSAMPLING)), torch.zeros(frames, 2))
     fragments = rasterize(lens.clip(points, (fine, fine)), triangles, (fine, fine))
     normals = camera.rotate(vertex_normals(points, triangles))
     lamp = lamp_view(camera.rotate(points), illumination.direction)
     depth = lamp_depth(lamp, triangles) if finish.shadow > 0 else torch.zeros(frames, 2, 2)
-    half = F.normalize(illumination.direction - torch.tensor([0.0, 0.0, 1.0]), dim=0)
-    level = 0.6 * illumination.key.norm() / illumination.key[0].mean()
+    half = F.normalize(illumination.direction - torch.tensor([0.0, 0.0, 1.0]), dim=-1)
+    key = illumination.key.view(-1, 9, 3)[0]  # turning it changes neither of the numbers below
+    level = 0.6 * key.norm() / key[0].mean()
     images = torch.empty(frames, size, size, 3)
     masks = torch.empty(frames, size, size)
     tensors = (
         (fragments.triangle_index, fragments.barycentric, triangles),
         (normals, lamp, static, person.albedo_map.permute(1, 2, 0)),
-        (half, depth, level * illumination.key[0], backdrop.permute(0, 2, 3, 1), images, masks),
+        (depth, level * key[0], backdrop.permute(0, 2, 3, 1), images, masks),
     )
     drawn, looks, rest = ([value.contiguous().numpy() for value in group] for group in tensors)
+    polynomials = (irradiance_polynomial(part) for part in (illumination.light, illumination.key))
+    lights = [
+        np.ascontiguousarray(np.broadcast_to(value, (frames, *shape)))
+        for value, shape in zip((*polynomials, half.numpy()), ((9, 3), (9, 3), (3,)), strict=True)
+    ]
     shade_samples(
         *drawn,
         len(model.triangles),
         *looks,
-        irradiance_polynomial(illumination.light),
-        irradiance_polynomial(illumination.key),
-        *rest[:2],
+        *lights,
+        rest[0],
         SHADOW_BIAS / SHADOW_REACH,
         finish.shadow,
         finish.occlusion,
-        *rest[2:],
+        *rest[1:],
     )
     foreign = fragments.triangle_index >= len(model.triangles)
     hidden = _hidden(studio, vertices, normals, lens, foreign)
@@ -129,7 +136,7 @@ def _scene(
     person: Person,
     vertices: Tensor,
     props: list[Prop],
-    camera: PerspectiveCamera,
+    turned: Float[Tensor, "f 3 3"],
     finish: Finish,
 ) -> tuple[Float[Tensor, "f m 3"], Int[Tensor, "t 3"], Float[Tensor, "m 6"]]:
     """All meshes as one, head's frame, and per vertex: uv and 0 or RGB, open sky, face, gloss."""
@@ -142,7 +149,7 @@ def _scene(
     face = model.region("face")[:, None].float()
     statics = [torch.cat([model.uv, zero, sky, face, gloss[:, None]], -1)]
     points, triangles, offset = [vertices], [model.triangles], count
-    to_head = _body_to_head(camera, studio)
+    to_head = _body_to_head(turned, studio)
     for prop in props:
         own = torch.from_numpy(np.ascontiguousarray(prop.vertices)).float()
         own = own.expand(frames, -1, -1)
@@ -156,14 +163,14 @@ def _scene(
 
 
 def _body_to_head(
-    camera: PerspectiveCamera, studio: Studio
+    head: Float[Tensor, "f 3 3"], studio: Studio
 ) -> Callable[[Float[Tensor, "f m 3"]], Float[Tensor, "f m 3"]]:
     """From the body's frame to the head's: shoulders follow the head's turn only in part."""
     chin = torch.from_numpy(studio.landmarks[8]).float()
     pivot = chin + torch.tensor([0.0, -15.0, -85.0])
-    pitch, yaw, roll = euler_from_rotation(camera.head_rotation)
+    pitch, yaw, roll = euler_from_rotation(head)
     turned = rotation_from_euler(0.15 * pitch, 0.35 * yaw, 0.1 * roll)
-    relative = camera.head_rotation.mT @ turned
+    relative = head.mT @ turned
 
     def to_head(points: Float[Tensor, "f m 3"]) -> Float[Tensor, "f m 3"]:
         return (points - pivot) @ relative.mT + pivot

@@ -31,6 +31,8 @@ class SynthesisSettings:
             files.
         jitter: standard deviation of a detected landmark, in % of the face's size.
         dropped: share of the frames in which the detector finds no face.
+        still: the frames of a clip are views of one instant, by cameras about a metre away from a
+            head that keeps still: one expression, and light that stays with the head.
         seed: another seed, other people.
     """
 
@@ -51,6 +53,7 @@ class SynthesisSettings:
     jitter: float = 1.0
     dropped: float = 0.03
     seed: int = 0
+    still: bool = False
 
     def __post_init__(self) -> None:
         counts = {"videos": 1, "clips": 1, "frames": 1, "size": 32, "texture": 32}

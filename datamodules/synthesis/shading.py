@@ -20,17 +20,24 @@ SHADOW_READS = np.array([(-2.1, -0.6), (0.6, -2.1), (2.1, 0.6), (-0.6, 2.1), (0.
 """Places around a point, in pixels of the shadow map, where it is read (percentage-closer)."""
 
 
-def irradiance_polynomial(light: Float[Tensor, "9 c"]) -> Float[np.ndarray, "9 c"]:
+def nine_normals() -> Float[np.ndarray, "9 3"]:
+    """Unit vectors spread over the sphere, at which nine values determine second-order light."""
+    index = np.arange(9) + 0.5
+    z, turn = 1 - 2 * index / 9, index * np.pi * (1 + 5**0.5)
+    x, y = np.sqrt(1 - z * z) * np.cos(turn), np.sqrt(1 - z * z) * np.sin(turn)
+    return np.stack([x, y, z], -1)
+
+
+def irradiance_polynomial(light: Float[Tensor, "*f 9 c"]) -> Float[np.ndarray, "*f 9 c"]:
     """Irradiance as a polynomial in a unit normal: coefficients of x, y, z, xy, yz, xz, xx, yy, zz.
 
     On the sphere these nine span the same functions as the nine harmonics (the constant is xx + yy
     + zz), so nine normals determine it exactly (R. Ramamoorthi and P. Hanrahan 2001, Eq. 12).
     """
-    index = np.arange(9) + 0.5
-    z, turn = 1 - 2 * index / 9, index * np.pi * (1 + 5**0.5)
-    x, y = np.sqrt(1 - z * z) * np.cos(turn), np.sqrt(1 - z * z) * np.sin(turn)
+    normals = nine_normals()
+    x, y, z = normals.T
     monomials = np.stack([x, y, z, x * y, y * z, x * z, x * x, y * y, z * z], -1)
-    values = sh_basis(torch.from_numpy(np.stack([x, y, z], -1))) @ light.double()
+    values = sh_basis(torch.from_numpy(normals)) @ light.double()
     return np.linalg.solve(monomials, values.numpy()).astype(np.float32)
 
 
@@ -51,8 +58,8 @@ def shade_samples(
         static: per vertex (m 6): uv and 0 (head) or RGB, share of the sky that is seen, face,
             gloss.
         texture: reflectance of the head (uh uw 3).
-        light, key: polynomials of all light and of that of the lamp (9 3).
-        half: direction between the lamp and the viewer.
+        light, key: polynomials of all light and of that of the lamp (f 9 3).
+        half: direction between the lamp and the viewer (f 3).
         depth: shadow maps (f d d).
         bias: of the shadow's depth test.
         shadow, occlusion: strengths.
@@ -120,15 +127,15 @@ def shade_samples(
                         dark *= np.float32(shadow / len(SHADOW_READS))
                     highlight = np.float32(0)
                     if values[5] > 1e-4:
-                        cosine = nx * half[0] + ny * half[1] + nz * half[2]
+                        cosine = nx * half[frame, 0] + ny * half[frame, 1] + nz * half[frame, 2]
                         if cosine > 0.3:
                             highlight = values[5] * cosine ** (10 + 80 * values[5]) * (1 - dark)
                     open_sky = np.float32(1) - np.float32(occlusion) * (1 - values[3])
                     for k in range(3):
                         lit, lamp_light = np.float32(0), np.float32(0)
                         for j in range(9):
-                            lit += terms[j] * light[j, k]
-                            lamp_light += terms[j] * key[j, k]
+                            lit += terms[j] * light[frame, j, k]
+                            lamp_light += terms[j] * key[frame, j, k]
                         lit -= dark * max(lamp_light, np.float32(0))
                         total[k] += albedo[k] * lit * open_sky + highlight * gloss_colour[k]
                 behind = 1 - covered * share

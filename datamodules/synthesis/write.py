@@ -235,8 +235,11 @@ def _replace(path: Path, content: bytes) -> None:
 
 
 def _described(settings: SynthesisSettings) -> dict[str, object]:
-    """The settings as JSON gives them back."""
-    return json.loads(json.dumps(asdict(settings)))
+    """The settings as JSON gives them back; what is off is left out if older sets lack it."""
+    described: dict[str, object] = json.loads(json.dumps(asdict(settings)))
+    if not settings.still:
+        del described["still"]
+    return described
 
 
 def _write_manifest(root: Path, settings: SynthesisSettings, complete: bool) -> None:
