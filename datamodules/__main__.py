@@ -78,6 +78,7 @@ HELP = {
     "parsing": "face parsing network, .onnx, for --mask parsing",
     "detector": "insightface's model pack, a name or a folder, where no landmarks are given",
     "videos_per_shard": "in a tar file",
+    "patience": "give a video up that takes longer for a frame, seconds",
 }
 
 

@@ -4,9 +4,10 @@ Shift, scale, rotation and flip are matrices, so that images, masks and landmark
 resampled once, when the crop is cut out; colours change by a matrix, too; something may cover a
 part of the face.
 
-All of it is done by the reading processes, on 8 bits. Colours and covers could be left to the GPU,
-once the batch is there, but they take a twentieth of the time that such a frame needs here, and
-what is drawn for each clip would have to travel along.
+All of it is done by the reading processes, on 8 bits. Colours and covers could be left to the GPU
+and to kornia, once the batch is there, but they take a twentieth of the time that such a frame
+needs here; and kornia draws from torch's generator, in the order of the batches, while here what is
+drawn depends on seed, turn and clip only, whatever is resumed and by however many processes.
 """
 
 import math

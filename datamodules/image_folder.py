@@ -24,6 +24,8 @@ On disk, each folder as Deng et al. lay theirs out, folders within folders at wi
   each folder of images is a person, named by its path, as in LFW. With several roots the name of
   the root comes first: "LFW/Aaron_Eckhart".
 * Without ``splits`` the identities are divided by a hash of their names: 10 % val, 10 % test.
+* LS3D-W's part 300VW-3D holds the frames of 114 videos, a folder each: with ``folders_are_people``
+  each is a person and a clip; otherwise frames of one person would be in several splits.
 
 Deng et al., Accurate 3D face reconstruction with weakly-supervised learning, CVPR workshops 2019.
 """

@@ -27,6 +27,7 @@ On disk:
 Written by ``python -m datamodules prepare``, with ``datamodules.shard_files``.
 """
 
+import gc
 import os
 from collections import OrderedDict
 from pathlib import Path
@@ -177,6 +178,16 @@ class ShardSource:
                     f"'{path}': {got} bytes, wanted {size} by the index: copy the shards again, or "
                     "remove shards and index and prepare them again"
                 )
+        collected = gc.isenabled()
+        gc.disable()  # or it looks for cycles again and again among millions of new objects
+        try:
+            self._list(clips)
+        finally:
+            if collected:
+                gc.enable()
+
+    def _list(self, clips: np.ndarray) -> None:
+        """The clips of each split, and where the frames of each are."""
         first, last = clips["first"].tolist(), clips["last"].tolist()
         names = [name.decode() for name in clips["name"].tolist()]
         people = [name.decode() for name in clips["identity"].tolist()]

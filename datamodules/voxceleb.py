@@ -1,6 +1,6 @@
-"""VoxCeleb as a tree of frames: faces in clips of talking people.
+"""VoxCeleb, 1 and 2: faces in clips of talking people, as a tree of frames or as videos.
 
-On disk, written by the preparation (frames extracted from the videos, landmarks by a detector):
+A tree of frames (extracted from the videos, landmarks by a detector):
 
     <root>/frames/<identity>/<video>/<clip>/<frame>.jpg
         or .png; the names sort by time, usually six digits: id10001/1zcIwhmdeo4/00001/000012.jpg
@@ -25,8 +25,10 @@ VoxCeleb1 has 1,251 people (22,496 videos, 153,516 clips), VoxCeleb2 6,112 (150,
 25 frames a second. https://www.robots.ox.ac.uk/~vgg/data/voxceleb: metadata CC BY 4.0, the videos
 stay with their owners. Nagrani et al., Interspeech 2017; Chung et al., Interspeech 2018.
 
-The releases themselves (mp4 and txt) cannot be read directly: ``python -m datamodules prepare``
-makes shards of them, which ``datamodules.shards`` reads.
+The releases themselves (mp4 and txt), where there is no folder ``frames``, are read directly if
+landmarks lie beside the videos: ``datamodules.voxceleb_videos``. To train on them, and where there
+are no landmarks, ``python -m datamodules prepare`` makes shards of them, which
+``datamodules.shards`` reads.
 """
 
 import logging
@@ -60,6 +62,7 @@ from datamodules.listing import (
     stem,
     with_suffix,
 )
+from datamodules.voxceleb_videos import VideoTree
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +70,7 @@ WANTED = "frames/<identity>/<video>/<clip>/<frame>.jpg with landmarks/.../<frame
 
 
 class VoxCeleb(FaceDataModule):
-    """Clips of a tree of frames, laid out as this module's docstring says.
+    """Clips of a tree of frames, laid out as this module's docstring says, or of videos.
 
     Args:
         root: the folder.
@@ -87,8 +90,10 @@ class VoxCeleb(FaceDataModule):
         super().__init__(**options)
         self.root, self.whole_video, self.identities = Path(root), whole_video, identities
 
-    def source(self) -> "FrameTree":
+    def source(self) -> "FrameTree | VideoTree":
         """The tree, listed."""
+        if self.root.is_dir() and not (self.root / "frames").is_dir():
+            return VideoTree.scan(self.root, self.whole_video, self.identities)
         return FrameTree.scan(self.root, self.whole_video, self.identities)
 
 
@@ -221,10 +226,4 @@ def _nothing_usable(root: Path, left_out: Counter[str]) -> str:
     text = f"no frames in '{root}': found {found[:6] or 'nothing'}, wanted {WANTED}"
     if left_out:
         text += "; left out: " + ", ".join(f"{count} {kind}" for kind, count in left_out.items())
-    raw = {"mp4", "txt", "dev", "test"} & set(found) or any(n.endswith(".mp4") for n in found)
-    if raw:
-        text += (
-            ". The release's mp4 and txt files have to be prepared first: `python -m datamodules "
-            "prepare voxceleb` makes shards of them, for --data=datamodules.shards.Shards"
-        )
     return text

@@ -3,14 +3,18 @@
 import ctypes
 import multiprocessing
 import os
+import signal
 import sys
 import threading
+import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from multiprocessing.connection import Connection
 from multiprocessing.context import BaseContext
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numba
 import torch
@@ -22,6 +26,8 @@ Result = TypeVar("Result")
 # glibc keeps freed memory: in a virtual machine a fresh page may cost more than its arithmetic
 MMAP_THRESHOLD, TRIM_THRESHOLD = 1 << 25, 2_000_000_000  # bytes; the first as large as it may be
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
+
+TOGETHER = 0.02  # seconds in which results are sent together: one by one a third slower
 
 ENVIRONMENT = {
     # idle threads of a pool wait actively and would take the other workers' cores
@@ -72,6 +78,128 @@ def in_processes(
         except BaseException:
             pool.shutdown(wait=True, cancel_futures=True)
             raise
+
+
+class Apart(Generic[Result]):
+    """Calls a function that yields in a process of its own, which may crash or hang.
+
+    The process is started when it is needed and serves one call after the other; it ends with this
+    one. Where it dies, another one begins the call again, once, and what was given is left out.
+
+    Args:
+        work: a function of a module that yields the same whenever it is called with the same;
+            arguments, what it yields and its errors are picklable.
+    """
+
+    def __init__(self, work: Callable[..., Iterator[Result]]) -> None:
+        self.work = work
+        self._process: Any = None
+
+    def __call__(self, patience: int, *call: Any) -> Iterator[Result]:
+        """Yields what ``work(*call)`` yields, and raises what it raises.
+
+        Args:
+            patience: seconds between two results after which the process is ended.
+            *call: arguments.
+
+        Raises:
+            DataError: the process died twice, or hung.
+        """
+        given = 0
+        for last in (False, True):
+            try:
+                for number, result in enumerate(self._results(patience, call)):
+                    if number >= given:
+                        given += 1
+                        yield result
+                return
+            except _ProcessDiedError as error:
+                if last:
+                    raise DataError(f"ended the process that read it, twice: {error}") from error
+
+    def _results(self, patience: int, call: tuple[Any, ...]) -> Iterator[Result]:
+        """Of one attempt.
+
+        Raises:
+            _ProcessDiedError: the process did.
+            DataError: it hung.
+        """
+        if self._process is None:
+            self._start()
+        finished = False
+        try:
+            self._pipe.send(call)
+            while True:
+                for _ in range(patience):  # so that the time in which this machine slept is none
+                    if self._pipe.poll(1):
+                        break
+                else:
+                    raise DataError(f"nothing came of it for {patience} s: given up")
+                results, ended, error = self._pipe.recv()
+                finished = ended
+                yield from results
+                if error is not None:
+                    raise error
+                if ended:
+                    return
+        except (EOFError, OSError) as error:
+            if finished:  # it is what the function raised
+                raise
+            self._process.join(10)
+            code = self._process.exitcode
+            name = signal.Signals(-code).name if code and code < 0 else f"exit code {code}"
+            raise _ProcessDiedError(name) from error
+        finally:
+            if not finished:
+                self._end()
+
+    def _start(self) -> None:
+        context = _context(self.work)
+        if sys.platform == "linux" and multiprocessing.parent_process() is not None:
+            # a worker: nothing has run threads in it, and it cannot reach its own fork server
+            context = multiprocessing.get_context("fork")
+        self._pipe, theirs = context.Pipe()
+        self._process = context.Process(  # type: ignore[attr-defined]
+            target=_serve, args=(theirs, self.work), daemon=True
+        )
+        with _environment(ENVIRONMENT):
+            self._process.start()
+        theirs.close()
+
+    def _end(self) -> None:
+        self._process.kill()
+        self._process.join(10)
+        self._pipe.close()
+        self._process = None
+
+
+class _ProcessDiedError(Exception):
+    """Says how."""
+
+
+def _serve(pipe: Connection, work: Callable[..., Iterator[Any]]) -> None:
+    """Calls until there are none, or nobody to take what comes of them."""
+    _start(None, ())
+    while True:
+        try:
+            call = pipe.recv()
+        except EOFError:
+            return
+        results: list[Any] = []
+        failure = None
+        try:
+            sent = time.monotonic()
+            for result in work(*call):
+                results.append(result)
+                if time.monotonic() - sent > TOGETHER:
+                    pipe.send((results, False, None))
+                    results, sent = [], time.monotonic()
+        except BrokenPipeError:
+            return
+        except Exception as error:
+            error.add_note(traceback.format_exc())
+            failure = error
+        pipe.send((results, True, failure))
 
 
 def keep_freed_memory(worker: int = 0) -> None:

@@ -14,6 +14,7 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import av
@@ -30,6 +31,7 @@ from datamodules.preparation.decoding import decoded
 from datamodules.preparation.plan import Settings, list_videos, make_plan
 from datamodules.preparation.shard import finish, prepare_shard
 from datamodules.video import read_frame
+from tests.fakes import decoders
 from tests.fakes.videos import clips, film, landmarks, write
 from tests.fakes.voxceleb import face_points
 
@@ -294,17 +296,21 @@ def test_finish_says_what_is_missing_or_that_nothing_was_good(raw, tmp_path):
 # killed, interrupted, full
 
 
-def test_killed_at_any_time_nothing_is_lost_or_doubled(raw, plan, prepared, tmp_path):
+def test_killed_at_any_time_nothing_is_lost_or_doubled(tmp_path):
     """Each time in another shard, when some of it is written."""
-    again = make_plan(raw, tmp_path / "set", plan.settings)
+    raw = decoders.write(tmp_path / "raw", [f"{number:02}" for number in range(12)])
+    prepare = partial(prepare_shard, read=decoders.frames)
+    once, again = (make_plan(raw, tmp_path / o, Settings(videos_per_shard=3)) for o in "ab")
+    list(map(prepare, once.jobs()))
+    assert finish(once) == []
     jobs = again.jobs()
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["datamodules.preparation.shard"])
+    context.set_forkserver_preload(["tests.fakes.decoders"])
     rng, kills = random.Random(0), 0
     for number in range(4):
         victim = jobs[number]
-        wanted = rng.random() * (prepared / "shards" / victim.tar.name).stat().st_size
-        process = context.Process(target=list, args=(map(prepare_shard, jobs),))
+        wanted = rng.random() * (once.out / "shards" / victim.tar.name).stat().st_size
+        process = context.Process(target=list, args=(map(prepare, jobs),))
         process.start()
         while process.is_alive() and not victim.tar.is_file():
             parts = again.out.glob(f".partial/{victim.shard:05}.*.{process.pid}.tar")
@@ -316,9 +322,9 @@ def test_killed_at_any_time_nothing_is_lost_or_doubled(raw, plan, prepared, tmp_
         kills += process.exitcode == -signal.SIGKILL
         assert not (again.out / "index").exists()
     assert kills >= 3
-    list(map(prepare_shard, jobs))
+    list(map(prepare, jobs))
     assert finish(again) == []
-    assert contents(again.out) == contents(prepared)
+    assert contents(again.out) == contents(once.out)
 
 
 def test_what_is_finished_is_not_touched_again(prepared, plan):
@@ -379,6 +385,25 @@ def test_no_space_when_the_shard_is_renamed(raw, plan, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(Path, "replace", once)
         check_full(full)
+
+
+def test_no_space_when_the_index_is_written(raw, plan, prepared, tmp_path, monkeypatch):
+    full = make_plan(raw, tmp_path / "set", plan.settings)
+    list(map(prepare_shard, full.jobs()))
+
+    def half(folder, *_):
+        folder.mkdir(parents=True)
+        (folder / "frames.npy").write_bytes(b"half")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("datamodules.preparation.shard.write_index", half)
+        with pytest.raises(DataError, match=r"index' cannot be written: .*No space left"):
+            finish(full)
+    with pytest.raises(AssetNotFoundError, match="Run its command again"):
+        clips(full.out)
+    assert finish(full) == []
+    assert contents(full.out) == contents(prepared)
 
 
 def test_a_shard_that_somebody_else_finishes_meanwhile(raw, plan, prepared, tmp_path, monkeypatch):

@@ -18,6 +18,8 @@ What can be relied on:
   The result is the same, byte for byte, as if nothing had happened.
 * A video that cannot be read never stops it. ``report.json`` lists each of them with the reason,
   and how many frames were dropped for which reason. What can be decoded before a damage is kept.
+  Decoder and detector have a process of their own beside each that writes: where a video makes it
+  crash, twice, or hang for ``--patience`` seconds, that video is listed and the next one read.
 * The raw folder is only read. Videos that come to it later are not prepared: the list is made once
   and kept in ``plan.json``.
 

@@ -2,14 +2,30 @@
 
 import os
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 
 from core.cores import available_cores
 from core.errors import AssetNotFoundError
-from datamodules.preparation.plan import Job
+from datamodules.preparation.plan import Job, Video
 from datamodules.preparation.shard import prepare_shard
-from datamodules.workers import in_processes
+from datamodules.preparation.video import Step, stored_frames
+from datamodules.workers import Apart, in_processes
 
 RETRIES = 10  # of a shard whose node is lost
+
+
+def prepare(job: Job) -> int:
+    """``prepare_shard``, safe from decoders: a process of their own may crash or hang."""
+    return prepare_shard(job, _read_apart)
+
+
+def _read_apart(job: Job, video: Video) -> Iterator[Step]:
+    return _apart()(job.settings.patience, job, video)
+
+
+@lru_cache(maxsize=1)
+def _apart() -> Apart[Step]:
+    return Apart(stored_frames)
 
 
 def local(jobs: list[Job], processes: int | None = None) -> Iterator[int]:
@@ -24,8 +40,8 @@ def local(jobs: list[Job], processes: int | None = None) -> Iterator[int]:
     """
     count = min(processes or available_cores(), len(jobs))
     if count <= 1:
-        return map(prepare_shard, jobs)
-    return in_processes(prepare_shard, [(job,) for job in jobs], count)
+        return map(prepare, jobs)
+    return in_processes(prepare, [(job,) for job in jobs], count)
 
 
 def on_ray(jobs: list[Job], processes: int | None = None) -> Iterator[int]:
@@ -50,7 +66,7 @@ def on_ray(jobs: list[Job], processes: int | None = None) -> Iterator[int]:
     if not ray.is_initialized():
         here = {} if "RAY_ADDRESS" in os.environ else {"include_dashboard": False}
         ray.init(log_to_driver=False, **here)
-    task = ray.remote(prepare_shard).options(max_retries=RETRIES)
+    task = ray.remote(prepare).options(max_retries=RETRIES)
     limit = processes or len(jobs)
     running = [task.remote(job) for job in jobs[:limit]]
     waiting = jobs[limit:]

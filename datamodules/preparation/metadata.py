@@ -35,6 +35,7 @@ import numpy as np
 from jaxtyping import Float32, Int64
 
 from core.errors import DataError
+from datamodules.listing import divide
 
 RATE = 25  # of the numbers, frames a second
 HEIGHT = 360  # of the videos in whose pixels VoxCeleb1's boxes are
@@ -113,3 +114,10 @@ def official_test(raw: Path) -> set[str]:
             if line[column:] and line[column] == "test":
                 people |= set(line[:2])
     return people
+
+
+def split_officially(people: set[str], test: set[str]) -> dict[str, list[str]]:
+    """Those of the official test, and a division of the others: a tenth val, the rest train."""
+    others = divide(people - test)
+    train = sorted(others["train"] + others["test"])
+    return {"train": train, "val": others["val"], "test": sorted(people & test)}

@@ -17,7 +17,7 @@ from core.errors import AssetNotFoundError, DataError
 from datamodules.listing import stem, walk, with_suffix
 from datamodules.preparation.metadata import official_test
 
-VERSION = 2
+VERSION = 3
 VIDEOS = (".mp4", ".avi", ".mov", ".mkv", ".webm")
 RELEASE_FOLDERS = {"dev", "test", "mp4"}  # of VoxCeleb2, above the identities
 SIZE = 256
@@ -44,6 +44,7 @@ class Settings:
         parsing: the network's .onnx file, see ``datamodules.preparation.masks``.
         detector: insightface's model pack, a name or a folder; where no landmarks are given.
         videos_per_shard: in a tar file.
+        patience: seconds; a video is given up where decoder and detector need longer for a frame.
     """
 
     size: int = SIZE
@@ -56,11 +57,11 @@ class Settings:
     parsing: str | None = None
     detector: str = PACK
     videos_per_shard: int = 64
+    patience: int = 600
 
     def __post_init__(self) -> None:
-        whole = {"size": self.size, "every": self.every, "videos_per_shard": self.videos_per_shard}
-        for name, value in whole.items():
-            if value < 1:
+        for name in ("size", "every", "videos_per_shard", "patience"):
+            if (value := getattr(self, name)) < 1:
                 raise DataError(f"preparation: {name} must be at least 1, got {value}")
         if not 1 <= self.quality <= 100:
             raise DataError(f"preparation: quality must be in [1, 100], got {self.quality}")

@@ -4,25 +4,32 @@ import json
 import os
 import shutil
 from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from core.errors import AssetNotFoundError, DataError, MonofaceError
-from datamodules.listing import divide
-from datamodules.preparation.plan import Job, Plan, own_name, write_whole
-from datamodules.preparation.video import stored_frames
+from datamodules.preparation.metadata import split_officially
+from datamodules.preparation.plan import Job, Plan, Video, own_name, write_whole
+from datamodules.preparation.video import Step, stored_frames
 from datamodules.shard_files import ShardWriter, StoredFrame, write_index
 
 PARTIAL = ".partial"
 
+Reading = Callable[[Job, Video], Iterator[Step]]
 
-def prepare_shard(job: Job) -> int:
+
+def prepare_shard(job: Job, read: Reading = stored_frames) -> int:
     """Write a shard and its part of the index; nothing if it is there.
 
     The result depends on the job only. It is written aside and renamed, the shard last: where it
     is, all of it is, whatever happened, and whoever wrote it at the same time.
+
+    Args:
+        job: the shard.
+        read: what comes of a video; ``stored_frames``, or something that calls it elsewhere.
 
     Returns:
         How many videos it is made of.
@@ -38,7 +45,7 @@ def prepare_shard(job: Job) -> int:
     try:
         tar.parent.mkdir(parents=True, exist_ok=True)
         job.tar.parent.mkdir(parents=True, exist_ok=True)
-        arrays = _write(job, tar)
+        arrays = _write(job, tar, read)
         with part.open("wb") as file:
             np.savez(file, **arrays)  # type: ignore[arg-type]
             file.flush()
@@ -88,7 +95,7 @@ def finish(plan: Plan) -> list[int]:
     return []
 
 
-def _write(job: Job, path: Path) -> dict[str, np.ndarray]:
+def _write(job: Job, path: Path, read: Reading) -> dict[str, np.ndarray]:
     """Write the tar file; returns its part of the index, with the report as JSON."""
     dropped = Counter[str]()
     bad: list[tuple[str, str]] = []
@@ -98,8 +105,11 @@ def _write(job: Job, path: Path) -> dict[str, np.ndarray]:
             frames: list[StoredFrame] = []
             reason = "no good face in it"
             try:
-                for frame in stored_frames(job, video, dropped):
-                    frames.append(frame)  # those before a damage are kept
+                for step in read(job, video):
+                    if isinstance(step, StoredFrame):
+                        frames.append(step)  # those before a damage are kept
+                    elif step is not None:
+                        dropped[step] += 1
                 reason = "" if frames else reason
             except AssetNotFoundError:  # a model; nothing is wrong with the video
                 raise
@@ -144,14 +154,12 @@ def _read_part(path: Path) -> dict[str, np.ndarray]:
 def _write_splits(plan: Plan, parts: list[dict[str, np.ndarray]]) -> None:
     """The official test and a division of the others, where it is known and no lists are there."""
     people = {name.decode() for part in parts for name in part["clips"]["identity"].tolist()}
-    test = sorted(people & {video.identity for video in plan.videos if video.test})
-    if not test or (plan.out / "splits").is_dir():
+    test = {video.identity for video in plan.videos if video.test}
+    if not people & test or (plan.out / "splits").is_dir():
         return
-    others = divide(people - set(test))
-    lists = {"train": sorted(others["train"] + others["test"]), "val": others["val"], "test": test}
     aside = plan.out / PARTIAL / f"splits.{own_name()}"
     aside.mkdir(parents=True, exist_ok=True)
-    for split, names in lists.items():
+    for split, names in split_officially(people, test).items():
         (aside / f"{split}.txt").write_text("".join(f"{name}\n" for name in names))
     try:
         aside.rename(plan.out / "splits")
