@@ -1,6 +1,5 @@
 """FaceWarehouse: faces with expressions from photographs, vertex by vertex."""
 
-import math
 import re
 from collections import defaultdict
 from pathlib import Path
@@ -11,17 +10,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from tqdm import tqdm
 
-from benchmarks.base import (
-    MILLIMETRES,
-    ErrorMesh,
-    Metric,
-    Predict,
-    Results,
-    Summary,
-    require_folder,
-    shown,
-)
-from benchmarks.metrics import error_curve
+from benchmarks.base import ErrorMesh, Predict, Results, require_folder, shown
 from benchmarks.predictions import (
     OUTER_EYES,
     FaceMesh,
@@ -30,7 +19,7 @@ from benchmarks.predictions import (
     read_landmark_vertices,
     read_mesh,
 )
-from benchmarks.scans import CURVE_MM, MIN_POINTS, Faces, MeshBenchmark, error_mesh
+from benchmarks.scans import MIN_POINTS, Faces, MeshBenchmark, error_mesh, part_results
 from benchmarks.views import FaceFinder, Views, lookup
 from core.align import procrustes
 from core.crop import MARGIN
@@ -154,15 +143,6 @@ class FaceWarehouse(MeshBenchmark):
                     meshes[name] = comparison.picture(true, distance)
             except ValueError as error:
                 failures[str(error)].append(name)
-        table = [
-            Metric(
-                f"{region}_mm",
-                MILLIMETRES,
-                f"region {region.upper()}, {radius:g} mm around the nose tip",
-                Summary.of(torch.tensor(list(found[region].values()), dtype=torch.float64)),
-            )
-            for region, radius in REGIONS.items()
-        ]
         protocol = (
             f"{len(names)} meshes of {len(self.testers)} testers ({self.testers[0]} to "
             f"{self.testers[-1]}, stand-ins), one photograph each; 1 unit of the data set = "
@@ -170,18 +150,17 @@ class FaceWarehouse(MeshBenchmark):
             "similarity on "
             "region S; mean Euclidean distance of vertices. Mean ± population std over the meshes."
         )
-        per_sample = {f"{region}_mm": values for region, values in found.items()}
-        return Results(
+        parts = {
+            region: f"region {region.upper()}, {radius:g} mm around the nose tip"
+            for region, radius in REGIONS.items()
+        }
+        return part_results(
             self.name,
             protocol,
-            table,
-            len(names),
-            dict(failures),
-            per_sample=per_sample,
-            curves={
-                key: error_curve(torch.tensor([v.get(n, math.nan) for n in names]), CURVE_MM)
-                for key, v in per_sample.items()
-            },
+            names,
+            parts,
+            found,
+            failures=dict(failures),
             note="" if isinstance(comparison, DataError) else comparison.coverage,
             meshes=meshes,
         )

@@ -1,7 +1,6 @@
 """REALY: regions of faces from photographs against scans, and files to be submitted."""
 
 import json
-import math
 import shutil
 from collections import defaultdict
 from pathlib import Path
@@ -14,19 +13,9 @@ from scipy.sparse.linalg import splu
 from torch import Tensor
 from tqdm import tqdm
 
-from benchmarks.base import (
-    MILLIMETRES,
-    ErrorMesh,
-    Metric,
-    Predict,
-    Results,
-    Summary,
-    require_folder,
-    shown,
-)
-from benchmarks.metrics import error_curve
+from benchmarks.base import ErrorMesh, Predict, Results, require_folder, shown
 from benchmarks.predictions import SEVEN, FaceMesh, check_unit, read_mesh, write_obj
-from benchmarks.scans import CURVE_MM, Faces, MeshBenchmark
+from benchmarks.scans import Faces, MeshBenchmark, part_results
 from benchmarks.views import FaceFinder, Views, lookup
 from core.align import Similarity, procrustes
 from core.crop import MARGIN
@@ -171,34 +160,15 @@ class REALY(MeshBenchmark):
             found["all"][name] = sum(errors.values()) / len(errors)
             if name in looked_at:
                 meshes[name] = picture(regions, distances)
-        table = [
-            Metric(
-                f"{region}_mm",
-                MILLIMETRES,
-                "mean of the four regions" if region == "all" else region,
-                Summary.of(torch.tensor(list(values.values()), dtype=torch.float64)),
-            )
-            for region, values in found.items()
-        ]
         held = "the 68 landmarks" if self.template is None else f"'{self.template.name}'"
         protocol = (
             f"{len(names)} subjects; similarity by seven keypoints, then for each region rigid ICP "
             f"with keypoints ({held}), corresponding points by bending the scan's region (our "
             "own); mean distance. Mean ± population std over the subjects."
         )
-        per_sample = {f"{region}_mm": values for region, values in found.items()}
-        return Results(
-            self.name,
-            protocol,
-            table,
-            len(names),
-            dict(failures),
-            per_sample=per_sample,
-            curves={
-                key: error_curve(torch.tensor([v.get(n, math.nan) for n in names]), CURVE_MM)
-                for key, v in per_sample.items()
-            },
-            meshes=meshes,
+        parts = {region: region for region in REGIONS} | {"all": "mean of the four regions"}
+        return part_results(
+            self.name, protocol, names, parts, found, failures=dict(failures), meshes=meshes
         )
 
     def _write(self, name: str, face: FaceMesh) -> None:

@@ -5,7 +5,7 @@ from abc import abstractmethod
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float
@@ -42,7 +42,8 @@ class ScanProtocol:
         scale: "mesh", each face may change its size (Deng et al. 2019, MGCNet); "none", rigid; or
             "global", one size for all: the geometric mean of those that fit each face.
         symmetric: mean of the errors from scan to face and from the face's vertices within the crop
-            to the scan (GANFit); otherwise from scan to face only.
+            to the scan (GANFit), of which holes, vertices that are NaN, are no part; otherwise from
+            scan to face only.
         trim: the fraction of points, those farthest away, that the alignment does not look at.
 
     Raises:
@@ -113,9 +114,16 @@ def compare(
     if protocol.symmetric:
         moved = FaceMesh(pose.apply(face.vertices.double()), face.triangles, face.landmarks)
         points = cropped(moved, scan.nose_tip, protocol.crop_mm)
-        back = _errors(points, ClosestPoints(scan.vertices, scan.triangles)(points))
+        back = _errors(points, _measured(scan)(points))
         errors = {name: (value + back[name]) / 2 for name, value in errors.items()}
     return errors | {"scale": float(pose.scale)}, picture
+
+
+def _measured(scan: FaceMesh) -> ClosestPoints:
+    """The surface of a scan without its holes."""
+    known = scan.vertices.isfinite().all(-1)
+    vertices = scan.vertices.where(known[:, None], 0)
+    return ClosestPoints(vertices, scan.triangles[known[scan.triangles].all(-1)])
 
 
 def error_mesh(mesh: FaceMesh, rows: Bool[Tensor, " n"], error: Float[Tensor, " m"]) -> ErrorMesh:
@@ -169,6 +177,43 @@ class MeshBenchmark(Benchmark):
         Raises:
             AssetNotFoundError, DataError: the data are not there, or not what the protocol says.
         """
+
+
+def part_results(
+    benchmark: str,
+    protocol: str,
+    names: list[str],
+    parts: dict[str, str],
+    errors: dict[str, dict[str, float]],
+    **rest: Any,
+) -> Results:
+    """Results of which each metric is the mean error of a part of the face, mm.
+
+    Args:
+        benchmark: its name.
+        protocol: see ``Results``.
+        names: of all samples.
+        parts: what each is, by its name.
+        errors: of the samples that have one, by the part's name.
+        rest: of ``Results``: failures, meshes, note.
+    """
+    per_sample = {f"{part}_mm": errors[part] for part in parts}
+    values = {
+        key: torch.tensor([found.get(name, math.nan) for name in names], dtype=torch.float64)
+        for key, found in per_sample.items()
+    }
+    return Results(
+        benchmark,
+        protocol,
+        [
+            Metric(key, MILLIMETRES, meaning, Summary.of(values[key]))
+            for key, meaning in zip(per_sample, parts.values(), strict=True)
+        ],
+        len(names),
+        per_sample=per_sample,
+        curves={key: error_curve(found, CURVE_MM) for key, found in values.items()},
+        **rest,
+    )
 
 
 class ScanBenchmark(MeshBenchmark):

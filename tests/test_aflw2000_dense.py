@@ -267,6 +267,7 @@ def test_what_is_missing_is_named(root, tmp_path):
         AFLW2000Dense(tmp_path / "none", tmp_path).score(lambda name: None)
     with pytest.raises(DataError, match="modes"):
         AFLW2000Dense(root, tmp_path, modes=[])
+    (tmp_path / "another.obj").touch()
     results = benchmark(root).score(MeshFolder(tmp_path, landmarks=False))
     assert results.failures == {"there is no predicted mesh": aflw2000.NAMES}
     assert results.means() == {}

@@ -3,10 +3,20 @@ import json
 import numpy as np
 import pytest
 import torch
+import trimesh
 from scipy.spatial.transform import Rotation
 
 from benchmarks.predictions import FaceMesh, MeshFolder, read_mesh
-from benchmarks.realy import REALY, REGIONS, at_template, read_scales, read_template
+from benchmarks.realy import (
+    BENDS,
+    REALY,
+    REGIONS,
+    STIFFNESS,
+    at_template,
+    read_scales,
+    read_template,
+    region_distances,
+)
 from core.camera import WeakPerspectiveCamera, frontal
 from core.contracts import Reconstruction
 from core.errors import AssetNotFoundError, DataError
@@ -102,6 +112,82 @@ def test_noise_of_a_prediction_is_about_its_size(root):
 
     found = benchmark(root, template=root / "own.txt").score(noisy)["all_mm"].value.mean
     assert 0.1 < found < 0.6
+
+
+def closest(queries, corners):
+    """On any of the triangles."""
+    pairs = np.tile(corners, (len(queries), 1, 1))
+    there = trimesh.triangles.closest_point(pairs, np.repeat(queries, len(corners), 0))
+    there = there.reshape(len(queries), -1, 3)
+    nearest = np.linalg.norm(there - queries[:, None], axis=-1).argmin(1)
+    return there[np.arange(len(queries)), nearest]
+
+
+def rigid(source, target, weights):
+    """scipy's rotation of weighted points, and the translation."""
+    middles = [np.average(points, 0, weights) for points in (source, target)]
+    turn, _ = Rotation.align_vectors(target - middles[1], source - middles[0], weights)
+    return turn.as_matrix(), middles[1] - turn.apply(middles[0])
+
+
+def test_errors_agree_with_an_independent_computation():
+    """scipy aligns weighted points, trimesh finds closest points over all triangles, and the
+    bending is a least-squares problem over vertices and edges, solved as that by numpy.
+
+    Keypoints weigh as much as the vertices of their region, in the cheeks a quarter of it.
+    """
+    scan, face = scans.face(), scans.face(11, 14)
+    random = np.random.default_rng(0)
+    rows = random.permutation(len(scan.vertices))[:85]
+    keypoints = scan.vertices[rows].numpy() + random.normal(0, 1, (85, 3))
+    keypoints[:68] = scan.landmarks.numpy()
+    points = keypoints + random.normal(0, 1, (85, 3))
+    regions = {}
+    for name, centre in realy.CENTRES.items():
+        near = (scan.vertices[:, :2] - torch.tensor(centre)).norm(dim=-1) < 25
+        new = near.cumsum(0) - 1
+        triangles = new[scan.triangles[near[scan.triangles].all(-1)]]
+        regions[name] = FaceMesh(scan.vertices[near], triangles, scan.landmarks)
+    found = region_distances(regions, torch.from_numpy(keypoints), face, torch.from_numpy(points))
+
+    seven = [36, 39, 42, 45, 33, 48, 54]
+    a, b = points[seven], keypoints[seven]
+    turn, _ = rigid(a, b, np.ones(7))
+    centred = a - a.mean(0), b - b.mean(0)
+    size = (centred[1] * (centred[0] @ turn.T)).sum() / (centred[0] ** 2).sum()
+    shift = b.mean(0) - size * turn @ a.mean(0)
+    corners = size * face.vertices[face.triangles].numpy() @ turn.T + shift
+    points = size * points @ turn.T + shift
+    for name, region in regions.items():
+        vertices, held = region.vertices.numpy(), list(REGIONS[name])
+        weight = max(1, int((0.25 if name == "cheek" else 1.0) * len(vertices) / len(held)))
+        weights = np.r_[np.ones(len(vertices)), np.full(len(held), float(weight))]
+        target = np.r_[vertices, keypoints[held]]
+        R, t, last = np.eye(3), np.zeros(3), np.inf
+        for _ in range(100):
+            source = np.r_[closest((vertices - t) @ R, corners), points[held]]
+            R, t = rigid(source, target, weights)
+            apart = np.linalg.norm(source @ R.T + t - target, axis=1)
+            error = np.average(apart, weights=weights)
+            if abs(last - error) < 1e-6:
+                break
+            last = error
+        moved = corners @ R.T + t
+        edges = np.unique(
+            np.sort(region.triangles[:, [[0, 1], [1, 2], [2, 0]]].reshape(-1, 2)), axis=0
+        )
+        stretch = np.zeros((len(edges), len(vertices)))
+        stretch[np.arange(len(edges)), edges[:, 0]] = 1
+        stretch[np.arange(len(edges)), edges[:, 1]] = -1
+        bent = vertices
+        for stiffness in STIFFNESS:
+            system = np.r_[np.eye(len(vertices)), stiffness**0.5 * stretch]
+            for _ in range(BENDS):
+                wanted = np.r_[closest(bent, moved) - vertices, np.zeros((len(edges), 3))]
+                bent = vertices + np.linalg.lstsq(system, wanted)[0]
+        distance = np.linalg.norm(closest(bent, moved) - vertices, axis=1)
+        assert distance.mean() > 0.05
+        np.testing.assert_allclose(found[name], distance, atol=1e-6)
 
 
 def test_a_run_is_scored_and_exported(root, tmp_path):

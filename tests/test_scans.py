@@ -129,6 +129,23 @@ def test_holes_in_the_scan_do_not_matter(face):
     assert errors(scan, moved(face))["rmse"] < 1e-6
 
 
+def test_holes_are_no_part_of_the_scan_in_the_other_direction(face):
+    """Those marked by NaN are those that are not there; a face before them is away from both."""
+    there = (face.vertices[:, :2] - torch.tensor([30.0, 30])).norm(dim=-1) > 15
+    vertices = face.vertices.clone()
+    vertices[~there] = torch.nan
+    part = error_mesh(face, there, torch.zeros(int(there.sum())))
+    removed = FaceMesh(face.vertices[there], part.triangles, face.landmarks)
+    bulging = FaceMesh(
+        face.vertices + torch.tensor([0, 0, 9.0]) * ~there[:, None], face.triangles, face.landmarks
+    )
+    for other in (moved(face), moved(bulging)):
+        found = errors(FaceMesh(vertices, face.triangles, face.landmarks), other, symmetric=True)
+        assert found == pytest.approx(errors(removed, other, symmetric=True), abs=1e-9)
+    assert found["point"] > 0.1
+    assert errors(removed, moved(bulging))["point"] < 1e-5
+
+
 def test_the_crop_is_a_ball_around_the_nose_tip(face):
     points = cropped(face, face.nose_tip, 60.0)
     distance = np.linalg.norm(face.vertices.numpy() - scans.landmarks()[30], axis=1)
@@ -281,6 +298,8 @@ def test_a_folder_of_meshes(tmp_path, face):
         MeshFolder(tmp_path / "none")
     with pytest.raises(DataError, match="unknown unit"):
         MeshFolder(tmp_path, "inch")
+    with pytest.raises(DataError, match=r"holds no mesh \(\.obj, \.ply, \.npz\)"):
+        MeshFolder(tmp_path)
     scans.write_obj(tmp_path / "x/a.obj", face.scaled(0.1))
     folder = MeshFolder(tmp_path, "cm")
     with pytest.raises(DataError, match="no predicted mesh"):
