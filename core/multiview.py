@@ -86,8 +86,9 @@ def covisible(
     Covisible points are the vertices of triangles that both views see; covisible triangles those
     with such a corner. Ours: they must show their outside to both views, as the inside of an open
     mesh, seen through a hole, is no part of the face, and a triangle at the source's silhouette
-    that is turned away from it is not seen there. Triangles that the source sees at such a slant
-    that they are narrower than its pixels are missed, where their neighbours are, too.
+    that is turned away from it is not seen there. As exact as the triangles are small: beside what
+    hides the face from the source those with one seen corner count as seen as a whole, and where it
+    sees the face at such a slant that they are narrower than its pixels they are missed.
 
     Args:
         target_index: the triangle that each pixel sees, -1 = none.

@@ -78,8 +78,8 @@ def _answer(module: str, argv: list[str]) -> None:
     if not first:
         sys.stderr.write(_help(module))
         raise SystemExit(2)
-    if first not in SUBCOMMANDS:
-        known = [*SUBCOMMANDS, *(["list"] if module == "methods" else [])]
+    if first not in subcommands(module):
+        known = subcommands(module)
         raise MonofaceError(
             f"{first!r} is no subcommand of {', '.join(known)}{did_you_mean(first, known)}; "
             f"it comes first: python -m {module} fit --config ..."
@@ -103,14 +103,19 @@ def _help(module: str) -> str:
         example="--method cest " if all_methods else "",
         config=config or "none",
         base="configs/cest.yaml" if all_methods else config or "my.yaml",
-        subcommands="\n".join(
-            f"  {name:10} {text}"
-            for name, text in (SUBCOMMANDS | (LIST if all_methods else {})).items()
-        ),
+        subcommands="\n".join(f"  {name:10} {text}" for name, text in subcommands(module).items()),
     )
 
 
-LIST = {"list": "the methods that are installed"}
+OWN = {  # of one module
+    "methods": {"list": "the methods that are installed"},
+    "methods.fml": {"export": "write the learned face model as a file for every method"},
+}
+
+
+def subcommands(module: str) -> dict[str, str]:
+    """What comes first on a module's command line, and what it is for."""
+    return SUBCOMMANDS | OWN.get(module, {})
 
 
 def title(module: str) -> str:

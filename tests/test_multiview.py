@@ -203,12 +203,15 @@ def test_the_covisible_map_is_what_rays_find(head):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_the_covisible_map_is_what_rays_find_in_100_pairs(head):
     found, straight = overlaps(head, 100)
     for name, values in (("all pixels", found), ("not at a slant", straight)):
         print(f"IoU, {name}: mean {values.mean():.4f}, lowest {values.min():.4f}")
     assert found.mean() >= 0.98
-    assert straight.min() >= 0.98
+    assert found.min() >= 0.95
+    assert straight.mean() >= 0.99
+    assert straight.min() >= 0.97  # beside what hides the face a ring of triangles counts as seen
 
 
 def test_epipolar_distance_is_that_of_kornia(head):
