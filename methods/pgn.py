@@ -39,14 +39,14 @@ from core.camera import Camera, frontal
 from core.census import census_loss
 from core.contracts import FaceBatch, Reconstruction
 from core.errors import AssetNotFoundError, MonofaceError
-from core.face_models import load_face_model
+from core.face_models import FaceModel, load_face_model
 from core.flow import RaftFlow, flow_loss, lucas_kanade
 from core.lighting import FACTORS
 from core.losses import cosine_distance, masked_l1
 from core.precision import without_autocast
 from core.rasterize import Backend
 from core.render import draw
-from core.rotation import rotation_from_vector
+from core.rotation import rotation_from_euler, rotation_from_vector
 from core.texture_swap import emphasis, swap_textures
 from core.uv import bake, unwrap, uv_grid
 from methods.base import FaceMethod
@@ -62,6 +62,10 @@ CHOSEN |= {"landmarks_3d", "has_landmarks_3d"}
 # Factors of the outputs, ours: the last layers add up hundreds of features, so that without them
 # one step of Adam at 1e-3 can move a landmark across the image.
 POINT_SCALE, NUMBER_SCALE, POSE_SCALE = 0.1, 0.3, 0.1
+
+# Standard deviations of the random heads of landmark_modes, ours: pitch, yaw and roll in radians,
+# coefficients, size, and place in units of the image's side.
+SPREAD_ANGLES, SPREAD_FACES, SPREAD_SCALE, SPREAD_PLACE = (0.2, 0.5, 0.2), 0.7, 0.1, 0.04
 
 Phase = Literal["points", "single", "multi"]
 Pose = Literal["similarity", "affine", "regressed"]
@@ -220,7 +224,8 @@ class PGN(FaceMethod):
             corners = model.uv[model.landmark_vertices] * model.landmark_weights[..., None]
             self.position = PositionMap(channels, side, map_size, map_width, corners.sum(1))
         else:
-            self.position = PointRegressor(channels, side, hidden)
+            modes = landmark_modes(model, face_extent_mm) / POINT_SCALE
+            self.position = PointRegressor(channels, side, hidden, modes)
         self.f_identity = NumberHead(channels, side, self.dims[0], hidden, pooled)
         self.f_expression = NumberHead(channels, side, self.dims[1], hidden, pooled)
         self.to(memory_format=torch.channels_last)  # faster convolutions on both CPU and GPU
@@ -571,6 +576,34 @@ def some_pairs(
     chance = torch.rand(clips, of_clip, device=device)
     chosen = chance.topk(min(count or of_clip, of_clip)).indices.sort().values
     return (chosen + of_clip * torch.arange(clips, device=device)[:, None]).flatten()
+
+
+def landmark_modes(model: FaceModel, extent_mm: float, faces: int = 4000) -> Tensor:
+    """How landmarks of random heads differ, as principal directions times standard deviations.
+
+    "k 204", x, y and z of point after point, in units of the image's side; ours.
+
+    Args:
+        model: the face model.
+        extent_mm: how much of the face the image's width shows.
+        faces: how many are drawn, always the same.
+    """
+    random = torch.Generator().manual_seed(0)
+
+    def normal(*size: int) -> Tensor:
+        return torch.randn(*size, generator=random)
+
+    angles = normal(faces, 3) * torch.tensor(SPREAD_ANGLES)
+    turned = frontal(angles) @ rotation_from_euler(*angles.unbind(-1))
+    identity = SPREAD_FACES * normal(faces, len(model.identity_basis))
+    expression = SPREAD_FACES * normal(faces, len(model.expression_basis))
+    corners = model.landmark_shape(identity, expression * model.expression_std)
+    middle = model.landmarks(model.mean).mean(0)
+    scale = (1 + SPREAD_SCALE * normal(faces, 1, 1)) / extent_mm
+    points = scale * ((corners - middle) @ turned.mT) + SPREAD_PLACE * normal(faces, 1, 3)
+    points = points.flatten(1)
+    _, deviation, modes = torch.linalg.svd(points - points.mean(0), full_matrices=False)
+    return deviation[:, None] / faces**0.5 * modes
 
 
 def regularization(

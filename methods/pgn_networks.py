@@ -133,18 +133,25 @@ class PointRegressor(nn.Module):
         channels: of the features.
         side: height and width of the features.
         hidden: width of the layers between.
+        modes: what each output adds to the landmarks' numbers, ours: those that usually differ
+            together are learned sooner together.
     """
 
-    def __init__(self, channels: int, side: int, hidden: int) -> None:
+    modes: Float[Tensor, "k 204"]
+
+    def __init__(
+        self, channels: int, side: int, hidden: int, modes: Float[Tensor, "k 204"]
+    ) -> None:
         super().__init__()
+        self.register_buffer("modes", modes, persistent=False)
         self.layers = nn.Sequential(nn.Flatten(), *_linear(channels * side**2, hidden))
-        self.last = _start_at_zero(nn.Linear(hidden, 68 * 3))
+        self.last = _start_at_zero(nn.Linear(hidden, len(modes)))
 
     def forward(self, features: Float[Tensor, "n c h w"]) -> Float[Tensor, "n 68 3"]:
         """The landmarks' numbers, in float32."""
         x = self.layers(features)
         with without_autocast(x):
-            return self.last(x.float()).unflatten(-1, (68, 3))
+            return (self.last(x.float()) @ self.modes).unflatten(-1, (68, 3))
 
     def kernels(self) -> list[Tensor]:
         """Nothing is convolved."""

@@ -12,13 +12,14 @@ from core.contracts import FaceBatch
 from core.errors import MonofaceError
 from core.losses import total
 from core.render import draw_lit, render_reconstruction
-from core.rotation import rotation_from_euler
+from core.rotation import rotation_from_euler, rotation_from_vector
 from methods.optimizers import Part, optimizer_of_parts
 from methods.pgn import (
     PGN,
     Estimate,
     Weights,
     label_distance,
+    landmark_modes,
     point_distance,
     regularization,
     some_pairs,
@@ -449,3 +450,18 @@ def test_one_batch_is_learned(make):
         0.25 * first["points"]
     )
     assert last["landmark"] < 300  # of 204 numbers, pixels of images of 256
+
+
+def test_random_heads_are_what_the_linear_landmarks_add_up(make):
+    model = make(points="linear").face_model
+    modes = landmark_modes(model, 190.0)
+    turned = model.landmarks(model.mean) / 190.0
+    turned = (turned - turned.mean(0)) @ rotation_from_vector(torch.tensor([0.0, 0.1, 0.0])).mT
+    straight = model.landmarks(model.mean) / 190.0
+    change = (turned - (straight - straight.mean(0))) @ frontal(turned)
+    unit = modes / modes.norm(dim=1, keepdim=True)
+    kept = unit[:40].T @ (unit[:40] @ change.flatten())
+    assert (kept - change.flatten()).norm() < 0.05 * change.norm()  # by a fifth of the directions
+    spread = modes.norm(dim=1)
+    assert (spread[:-1] >= spread[1:] - 1e-7).all()
+    assert spread[0] > 20 * spread[40]
