@@ -29,7 +29,7 @@ ablation-iest: setup  ## CEST against its independent variant at the same budget
 	$(BIN)/python -m benchmarks.ablation iest
 
 test: setup  ## all quick tests (minutes)
-	$(BIN)/python -m pytest -m "not slow and not cuda"
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not cuda"
 
 test-all: setup  ## also the long trainings
 	$(BIN)/python -m pytest -m "not cuda"

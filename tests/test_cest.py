@@ -374,6 +374,7 @@ def test_gradients_do_not_mix_clips(make, face_model):
     assert not images.grad[1].any()
 
 
+@pytest.mark.usefixtures("one_thread")
 def test_one_batch_is_learned(make, face_model):
     """60 steps on one batch: every term of the data falls by more than half."""
     method = make(weights=dataclasses.replace(Weights(), landmark=50.0), width=8, lr=3e-3)

@@ -3,6 +3,7 @@
 import shutil
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -68,7 +69,16 @@ def rows(triangles):
     return found
 
 
-@pytest.mark.parametrize(("name", "variant"), [*FORMS.items(), ("bfm2009", "53215")])
+def cases() -> list[Any]:
+    """Each kind, and the other form of BFM 2009; what another one covers, too, runs slowly."""
+    forms = [*FORMS.items(), ("bfm2009", "53215")]
+    long = {("bfm2019", "full"), ("bfm2009", "53215")}
+    return [
+        pytest.param(*form, marks=[pytest.mark.slow] if form in long else []) for form in forms
+    ]
+
+
+@pytest.mark.parametrize(("name", "variant"), cases())
 def test_an_imported_model_is_a_sound_face_with_everything(imported, name, variant):
     _, model, folder = imported(name, variant)
     again = load_face_model(str(folder.parent / f"{model.name}.npz"))
@@ -230,7 +240,7 @@ def test_a_model_without_albedo_gets_a_stated_stand_in(imported):
     assert bfm.stand_ins == []
 
 
-@pytest.mark.parametrize("variant", ["face", "head"])
+@pytest.mark.parametrize("variant", ["face", pytest.param("head", marks=pytest.mark.slow)])
 def test_ict_from_its_folder_of_obj_files(imported, variant):
     raw, model, _ = imported("ict", variant)
     count = ict.VERTICES[variant]
