@@ -73,9 +73,7 @@ def cases() -> list[Any]:
     """Each kind, and the other form of BFM 2009; what another one covers, too, runs slowly."""
     forms = [*FORMS.items(), ("bfm2009", "53215")]
     long = {("bfm2019", "full"), ("bfm2009", "53215")}
-    return [
-        pytest.param(*form, marks=[pytest.mark.slow] if form in long else []) for form in forms
-    ]
+    return [pytest.param(*form, marks=[pytest.mark.slow] if form in long else []) for form in forms]
 
 
 @pytest.mark.parametrize(("name", "variant"), cases())
