@@ -174,14 +174,17 @@ class Results:
         return "\n".join(lines) + "\n"
 
     def save(self, folder: Path) -> tuple[Path, Path]:
-        """Write <folder>/<benchmark>.json and .md, and .npz if there are meshes; earlier ones are
-        replaced.
+        """Write <folder>/<benchmark>.json and .md, and .npz if there are meshes.
+
+        Earlier ones are replaced; those of another protocol are renamed to <benchmark>_<hash of
+        the protocol>, so that variants stand side by side and the plain name has the latest.
 
         Returns:
             The paths of .json and .md.
         """
         folder.mkdir(parents=True, exist_ok=True)
         paths = folder / f"{self.benchmark}.json", folder / f"{self.benchmark}.md"
+        _set_aside(paths[0], self.protocol)
         for path, text in zip(paths, (self.to_json(), self.to_markdown()), strict=True):
             path.write_text(text, encoding="utf-8")
         meshes = paths[0].with_suffix(".npz")
@@ -275,8 +278,8 @@ def shown(names: list[str]) -> set[str]:
 
 def listed(names: list[str], what: str) -> str:
     """So many named ones, for a protocol; another choice of as many reads otherwise."""
-    digest = hashlib.sha256("\n".join(sorted(names)).encode()).hexdigest()
-    return f"{len(names)} named {what} ({_few(names, 3)}; list {digest[:6]})"
+    digest = _digest("\n".join(sorted(names)))
+    return f"{len(names)} named {what} ({_few(names, 3)}; list {digest})"
 
 
 def by_sample(names: list[str], values: Float[Tensor, " n"]) -> dict[str, float]:
@@ -288,6 +291,30 @@ def _metric(name: str, value: dict[str, Any], baselines: dict[str, Any], **rest:
     """From what ``to_json`` wrote."""
     others = {other: Summary(**summary) for other, summary in baselines.items()}
     return Metric(name=name, value=Summary(**value), baselines=others, **rest)
+
+
+def _set_aside(path: Path, protocol: str) -> None:
+    """Rename what ``Results.save`` wrote there, if it is of another protocol than this; what was
+    renamed of this one goes.
+    """
+    try:
+        earlier = str(json.loads(path.read_text(encoding="utf-8"))["protocol"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return  # nothing is there, or nothing worth keeping
+    if earlier == protocol:
+        return
+    for file in (path, path.with_suffix(".md"), path.with_suffix(".npz")):
+        old, new = (
+            file.with_name(f"{file.stem}_{_digest(text)}{file.suffix}")
+            for text in (earlier, protocol)
+        )
+        new.unlink(missing_ok=True)
+        if file.is_file():
+            file.replace(old)
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:6]
 
 
 def _check_types(results: Results) -> None:

@@ -191,7 +191,7 @@ def test_the_whole_set_is_asserted_but_for_a_named_subset(root, tmp_path, monkey
 def test_the_bins_of_the_whole_set_are_asserted(root, tmp_path, monkeypatch):
     """As if the eight images were the 2,000."""
     given = {"aflw_yaws": root / "yaws.npy", "reannotated": root / "labels.npy"}
-    right = {"fitted": (4, 2, 2), "AFLW's": tuple(bin_counts(torch.from_numpy(aflw_yaws(root))))}
+    right = {"fitted": (4, 2, 2), "AFLW": tuple(bin_counts(torch.from_numpy(aflw_yaws(root))))}
     monkeypatch.setattr("benchmarks.aflw2000.WHOLE", right)
     results = run(root, **given)
     assert "not comparable" not in results.protocol
@@ -201,7 +201,7 @@ def test_the_bins_of_the_whole_set_are_asserted(root, tmp_path, monkeypatch):
     other = tmp_path / "yaws.npy"
     np.save(other, np.zeros(8))
     monkeypatch.setattr("benchmarks.aflw2000.WHOLE", right)
-    with pytest.raises(DataError, match="by the AFLW's yaw the bins have 8/0/0"):
+    with pytest.raises(DataError, match="by the AFLW yaw the bins have 8/0/0"):
         run(root, aflw_yaws=other)
     listing = tmp_path / "two.txt"
     listing.write_text("\n".join(aflw2000.NAMES))
@@ -300,6 +300,10 @@ def test_arrays_of_either_layout_and_rows_of_nan(tmp_path):
     json.dumps(found, allow_nan=False)
 
 
+GRID = np.random.default_rng(0).uniform(0, 450, (4, 68, 2))
+RADIANS = np.append(np.random.default_rng(0).uniform(-1.5, 1.5, 199), 6.13)  # one fit turned over
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -310,6 +314,9 @@ def test_arrays_of_either_layout_and_rows_of_nan(tmp_path):
         ({"yaw": np.array([0, 1, 500.0, 2])}, "degrees"),
         ({"g": np.full((4, 68, 2), np.nan)}, "truth"),
         ({"p": np.zeros((0, 68, 2)), "g": np.zeros((0, 68, 2))}, "at least one"),
+        ({"p": np.random.default_rng(0).uniform(0, 1, (4, 68, 2)), "g": GRID}, "0.0022 times"),
+        ({"p": np.zeros((4, 68, 2)), "g": GRID}, "0 times as large"),
+        ({"p": RADIANS[:, None, None] + GRID[0], "g": GRID[[0] * 200], "yaw": RADIANS}, "degrees"),
     ],
 )
 def test_wrong_arrays_are_refused(tmp_path, capsys, changes, message):

@@ -98,6 +98,23 @@ def test_results_survive_the_disk(tmp_path):
         Results.load(path)
 
 
+def test_variants_of_a_protocol_stand_side_by_side(tmp_path):
+    """The plain name has the latest; the same protocol is replaced, another one set aside."""
+    for protocol, value in (("rigid", 1.0), ("scaled", 2.0), ("rigid", 3.0), ("rigid", 4.0)):
+        found = results({"nme_mean_percent": value}, protocol=protocol, meshes={"a": sphere()})
+        path = write(tmp_path, "run", found, name="x")
+        assert Results.load(path).means() == {"nme_mean_percent": value}
+    runs = find_runs([str(tmp_path)]).runs
+    table = {run.results.protocol: run.results.means()["nme_mean_percent"] for run in runs}
+    assert table == {"rigid": 4.0, "scaled": 2.0}
+    names = sorted(file.name for file in path.parent.iterdir())
+    (aside,) = {name.partition(".")[0] for name in names} - {path.stem}
+    assert aside.startswith(f"{path.stem}_")
+    assert {f"{stem}{end}" for stem in (aside, path.stem) for end in (".json", ".md", ".npz")} == (
+        set(names)
+    )
+
+
 @pytest.mark.parametrize(
     ("old", "new"),
     [
@@ -416,7 +433,7 @@ def report(tmp_path_factory):
     write(root, "micc", results(means, "micc", f"{MICC} {HOSTILE}"), name="Ours")
     (root / "broken.json").write_text("{")
     out = root.parent / "out"
-    files = write_report([str(root)], out)
+    files = write_report(find_runs([str(root)]), out)
     assert [path.name for path in files] == ["index.html", "report.md", "report.tex"]
     return out
 

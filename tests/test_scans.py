@@ -258,6 +258,23 @@ def test_wrong_units_are_named(face, unit, factor):
         check_unit(with_landmarks(face, face.landmarks * 0))
 
 
+def test_landmarks_of_another_unit_or_frame_than_the_mesh_are_refused(face):
+    """One by one: in centimetres, the other way round, moved aside; a mesh with holes is none."""
+    wrong = [
+        FaceMesh(face.vertices / 10, face.triangles, face.landmarks),
+        FaceMesh(face.vertices * 10, face.triangles, face.landmarks),
+        with_landmarks(face, face.landmarks + torch.tensor([0.0, 0, 60])),
+    ]
+    for mesh in wrong:
+        with pytest.raises(DataError, match="mm beside the mesh"):
+            check_unit(mesh)
+        assert any("beside the mesh" in reason for reason in score(lambda name: mesh).failures)  # noqa: B023
+    check_unit(with_landmarks(face, face.landmarks + 5))
+    holes = face.vertices.clone()
+    holes[::2] = torch.nan
+    check_unit(FaceMesh(holes, face.triangles, face.landmarks))
+
+
 def test_landmarks_of_different_kinds_are_refused(face):
     seven = with_landmarks(face, face.landmarks[SEVEN])
     with pytest.raises(DataError, match="seven landmarks, the other five"):
@@ -313,9 +330,11 @@ def test_a_folder_of_meshes(tmp_path, face):
     (tmp_path / "x/a.txt").unlink()
     (tmp_path / "landmark_vertices.txt").write_text("\n".join(map(str, range(7))))
     torch.testing.assert_close(MeshFolder(tmp_path, "cm")("x/a").landmarks, face.vertices[:7])
-    (tmp_path / "x/a.obj").write_text("nothing")
-    with pytest.raises(DataError, match="cannot be read"):
-        folder("x/a")
+    for text, reason in (("nothing", r"vertices \(0, 0\)"), ("v 0 0 0\nf 1 2 3\n", "not among 1")):
+        (tmp_path / "x/a.obj").write_text(text)
+        with pytest.raises(DataError, match=rf"cannot be read: the \.obj.*{reason}") as caught:
+            folder("x/a")
+        assert str(tmp_path) not in str(caught.value)  # so that equal failures read equal
 
 
 def test_eyes_that_are_in_one_place_from_the_side_are_told_apart_by_other_images():

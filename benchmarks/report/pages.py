@@ -18,7 +18,7 @@ from benchmarks.report.drawings import (
     packed_mesh,
     plots,
 )
-from benchmarks.report.runs import Found, find_runs
+from benchmarks.report.runs import Found
 from benchmarks.report.statistics import Figure, over_seeds
 from core.errors import DataError
 
@@ -30,21 +30,19 @@ LEGEND = (
 MARKS = {OURS: "", BASELINE: " (baseline)", PAPER: ""}
 
 
-def write_report(places: list[str], folder: Path) -> list[Path]:
-    """Reads results and writes index.html, report.md and report.tex.
+def write_report(found: Found, folder: Path) -> list[Path]:
+    """Writes index.html, report.md and report.tex.
 
     Args:
-        places: files, folders or patterns of results.
+        found: the results.
         folder: where to; it is made.
 
     Returns:
         What was written.
 
     Raises:
-        AssetNotFoundError: there are no results.
         DataError: the folder cannot be written to.
     """
-    found = find_runs(places)
     boards = make_boards(found.runs)
     files = {"index.html": to_html, "report.md": to_markdown, "report.tex": to_tex}
     texts = {folder / name: text(boards, found) for name, text in files.items()}
