@@ -117,7 +117,9 @@ def _check_together(face: FaceMesh) -> None:
     known = face.vertices[face.vertices.isfinite().all(-1)].double()
     if not len(known):
         return
-    apart = torch.cdist(face.landmarks.double(), known).amin(1).nanmedian()  # a mesh may lack the jaw
+    apart = (
+        torch.cdist(face.landmarks.double(), known).amin(1).nanmedian()
+    )  # a mesh may lack the jaw
     if not apart < BESIDE:
         raise DataError(
             f"the landmarks lie {_rounded(float(apart))} mm beside the mesh: it is in another unit "

@@ -20,7 +20,7 @@ from scipy import stats
 from benchmarks.__main__ import _file_name, main
 from benchmarks.base import ErrorMesh, Metric, Results, Summary
 from benchmarks.metrics import error_curve
-from benchmarks.report.boards import LAYOUTS, OURS, PAPER, make_boards
+from benchmarks.report.boards import LAYOUTS, OURS, PAPER, make_boards, spoken
 from benchmarks.report.drawings import MOST_VERTICES, UNKNOWN, coarsened, mesh_scale, packed_mesh
 from benchmarks.report.pages import cell_text, tex_escaped, to_markdown, to_tex, write_report
 from benchmarks.report.published import PAPERS, published_tables
@@ -581,6 +581,14 @@ addEventListener("load", () => {
   document.body.append("found" + JSON.stringify(found) + "end");
 });
 </script>"""
+
+
+def test_names_of_metrics_are_written_out_with_their_units():
+    found = [results({"nme_all_percent": 1.0, "cooperative_rmse_mm": 2.0})]
+    assert spoken("cooperative_rmse_mm", found) == "cooperative RMSE, mm"
+    assert spoken("photometric_rgb_255", found) == "photometric RGB, 0..255"
+    assert spoken("nme", found) == "NME, %"  # as its parts
+    assert spoken("something_new", found) == "something new"
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")

@@ -112,6 +112,28 @@ LAYOUTS = {
 }
 
 
+UNITS = {"mm": "mm", "percent": "%", "255": "0..255", "degrees": "degrees"}
+SHORT = ("nme", "nme21", "rmse", "icp", "vrn", "rgb")  # written in capitals
+
+
+def spoken(metric: str, results: list[Results]) -> str:
+    """A metric's or curve's name to be read: "cooperative RMSE, mm" for cooperative_rmse_mm.
+
+    Args:
+        metric: with its unit at the end; otherwise the unit is that of its parts, as of
+            nme_all_percent for nme.
+        results: in which it occurs.
+    """
+    stem, _, end = metric.rpartition("_")
+    unit = UNITS.get(end, "")
+    if not unit:
+        stem = metric
+        parts = (m.unit for r in results for m in r.metrics if m.name.startswith(f"{metric}_"))
+        unit = next(parts, "")
+    words = [word.upper() if word in SHORT else word for word in stem.split("_")]
+    return ", ".join(filter(None, [" ".join(words), unit]))
+
+
 @dataclass(frozen=True)
 class Column:
     """A metric of a leaderboard."""
@@ -163,7 +185,11 @@ class Entry:
 
 @dataclass(frozen=True)
 class Comparison:
-    """How much worse or better another method is than the first of the table, for one metric."""
+    """How much worse or better another method is than the first of the table.
+
+    Attributes:
+        metric: its name to be read.
+    """
 
     metric: str
     first: str
@@ -309,9 +335,10 @@ def _comparisons(entries: list[Entry], metrics: tuple[str, ...]) -> list[Compari
     """The first entry with each other one, where both have values of single samples."""
     found = []
     for metric in metrics:
+        name = spoken(metric, entries[0].results)
         first = sample_means(entries[0].results, metric)
         for other in entries[1:]:
             difference = paired_bootstrap(first, sample_means(other.results, metric))
             if difference is not None:
-                found.append(Comparison(metric, entries[0].label, other.label, difference))
+                found.append(Comparison(name, entries[0].label, other.label, difference))
     return found

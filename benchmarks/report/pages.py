@@ -12,6 +12,7 @@ from benchmarks.report.boards import BASELINE, OURS, PAPER, Block, Board, Column
 from benchmarks.report.drawings import (
     HEIGHT,
     LEFT,
+    TOP,
     WIDTH,
     last_picture,
     mesh_scale,
@@ -94,7 +95,7 @@ def to_html(boards: list[Board], found: Found) -> str:
         written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         style=(TEMPLATES / "style.css").read_text(encoding="utf-8"),
         script=(TEMPLATES / "viewer.js").read_text(encoding="utf-8"),
-        plot={"width": WIDTH, "height": HEIGHT, "left": LEFT},
+        plot={"width": WIDTH, "height": HEIGHT, "left": LEFT, "top": TOP},
     )
 
 
