@@ -22,7 +22,7 @@ from benchmarks.base import (
     Results,
     Summary,
     by_sample,
-    on_cpu,
+    predicted,
     require_folder,
 )
 from core.crop import face_crop, transform_points, warp
@@ -135,24 +135,19 @@ class AFLW2000(Benchmark):
         """
         truth = self.truth()
         failures: dict[str, list[str]] = defaultdict(list)
-        predicted = torch.full_like(truth.points, torch.nan)
+        found = torch.full_like(truth.points, torch.nan)
         bar = tqdm(total=len(truth.names), desc=self.name, unit="image", disable=not self.progress)
         for rows, images, matrices in self.batches(truth, failures):
-            landmarks = on_cpu(predict(images)).landmarks
-            if landmarks.shape != (len(images), 1, 68, 2):
-                raise DataError(
-                    f"predict returned landmarks of shape {tuple(landmarks.shape)} for images of "
-                    f"batch shape ({len(images)}, 1), wanted ({len(images)}, 1, 68, 2)"
-                )
+            landmarks = predicted(predict, images).landmarks
             good = landmarks.isfinite().flatten(1).all(1)
             back = torch.linalg.inv(matrices[good])
-            predicted[rows[good]] = transform_points(back, landmarks[good, 0].double())
+            found[rows[good]] = transform_points(back, landmarks[good, 0].double())
             if not good.all():
                 bad = [truth.names[row] for row in rows[~good].tolist()]
                 failures["the predicted landmarks are not finite"] += bad
             bar.update(len(images))
         bar.close()
-        errors = truth.errors(predicted)
+        errors = truth.errors(found)
         return Results(
             self.name,
             self._protocol(truth),
@@ -372,9 +367,9 @@ def score_arrays(predictions: Path, labels: Path, yaws: Path) -> tuple[Results, 
     true = read_landmarks(labels)
     if not true.isfinite().all():
         raise DataError(f"'{labels}' holds NaN or infinite numbers; it shall hold the truth")
-    predicted = read_landmarks(predictions, len(true))
-    _check_pixels(predictions, predicted, true)
-    errors = metrics.nme_percent(predicted, true)
+    landmarks = read_landmarks(predictions, len(true))
+    _check_pixels(predictions, landmarks, true)
+    errors = metrics.nme_percent(landmarks, true)
     yaw = read_yaws(yaws, len(true))
     errors = errors.masked_fill(~errors.isfinite(), torch.nan)
     names = [f"row {k}" for k in range(len(true))]

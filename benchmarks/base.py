@@ -246,6 +246,29 @@ class Benchmark(ABC):
         """
 
 
+def predicted(predict: Predict, images: Float[Tensor, "b v 3 h w"]) -> Reconstruction:
+    """A predictor's faces on the CPU in float32, without gradients.
+
+    Raises:
+        DataError: it returned something else than one face per image.
+    """
+    face = predict(images)
+    if not isinstance(face, Reconstruction):
+        raise DataError(f"predict returned a {type(face).__name__}, wanted a Reconstruction")
+    count, batch = face.vertices.shape[-2], tuple(images.shape[:2])
+    wanted = {"vertices": (count, 3), "neutral": (count, 3), "landmarks": (68, 2)}
+    for name, shape in wanted.items():
+        found = tuple(getattr(face, name).shape)
+        if found != (*batch, *shape):
+            raise DataError(
+                f"predict returned {name} of shape {found} for images of batch shape {batch}, "
+                f"wanted {(*batch, *shape)}"
+            )
+    if not count:
+        raise DataError("predict returned faces without vertices")
+    return on_cpu(face)
+
+
 def on_cpu(face: Reconstruction) -> Reconstruction:
     """The reconstruction on the CPU in float32, without gradients."""
 
@@ -319,6 +342,8 @@ def _digest(text: str) -> str:
 
 def _check_types(results: Results) -> None:
     """Raise TypeError or ValueError if something that was read is not what it should be."""
+    if not results.metrics:
+        raise ValueError("there is no metric")
     texts = [results.benchmark, results.protocol, results.note]
     for metric in results.metrics:
         texts += [metric.unit, metric.meaning]

@@ -7,7 +7,7 @@ import yaml
 
 from benchmarks.__main__ import BENCHMARKS, benchmark_class, main
 from benchmarks.aflw2000 import AFLW2000
-from benchmarks.base import Benchmark, Results
+from benchmarks.base import Benchmark, Metric, Results, Summary
 from benchmarks.checkpoint import load_predictor
 from core.errors import AssetNotFoundError, DataError
 from core.provenance import file_hash
@@ -105,11 +105,13 @@ def test_abbreviated_options_are_refused(tmp_path, capsys):
 
 
 def test_reports_tell_of_files_that_are_left_out(tmp_path, capsys):
-    Results("b", "p", [], 1).save(tmp_path / "runs")
+    metric = Metric("x_mm", "mm", "x", Summary(1.0, 0.0, 1.0, 1))
+    Results("b", "p", [metric], 1).save(tmp_path / "runs")
+    Results("empty", "p", [], 1).save(tmp_path / "runs")
     (tmp_path / "runs/broken.json").write_text("{")
     assert main(["report", str(tmp_path / "runs"), "--out", str(tmp_path / "report")]) == 0
     shown = capsys.readouterr()
-    assert "left out: 1 files" in shown.err
+    assert "left out: 2 files" in shown.err
     assert "broken.json: it is no JSON" in shown.err
     assert "index.html" in shown.out
 

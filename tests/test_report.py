@@ -270,6 +270,24 @@ def test_unknown_benchmarks_and_metrics_where_more_is_better(tmp_path):
     assert board.blocks[0].best == [80.0]
 
 
+def test_variants_of_a_benchmark_are_shown_like_it(tmp_path):
+    """And not a benchmark whose name begins alike: aflw2000_dense, or one without these metrics."""
+    values = {"nme_percent": 2.0, "shape_mm": 1.0, "something_mm": 3.0}
+    for name in ("synthetic", "synthetic_5_frames"):
+        write(tmp_path, name, results(values, name), name="A")
+    write(tmp_path, "swap", results({"something_mm": 3.0}, "synthetic_swap"), name="A")
+    write(tmp_path, "dense", results({"icp_nme_all_percent": 3.0}, "aflw2000_dense"), name="A")
+    boards = {board.title: board for board in make_boards(find_runs([str(tmp_path)]).runs)}
+    assert set(boards) == {
+        "Synthetic faces",
+        "Synthetic faces, 5 frames",
+        "synthetic_swap",
+        "AFLW2000-3D, dense",
+    }
+    for title in ("Synthetic faces", "Synthetic faces, 5 frames"):
+        assert [c.title for c in boards[title].columns] == ["NME", "shape"]
+
+
 def test_the_bootstrap_agrees_with_scipy():
     random = np.random.default_rng(3)
     first = random.gamma(2.0, 1.0, 200)

@@ -242,7 +242,7 @@ def _board(
 ) -> Board:
     entries = [Entry(names[key], group) for key, group in grouped(runs).items()]
     there = {m.name: m for run in runs for m in run.results.metrics}
-    layout = LAYOUTS.get(benchmark) or _plain_layout(benchmark, runs[0].results)
+    layout = _layout(benchmark, runs[0].results)
     chosen = {name: title for name, title in layout.columns.items() if name in there}
     if not chosen:
         chosen = {name: name for name in there}
@@ -276,8 +276,17 @@ def _board(
     )
 
 
-def _plain_layout(benchmark: str, results: Results) -> Layout:
-    """Of a benchmark that this module does not know: everything, in its own order."""
+def _layout(benchmark: str, results: Results) -> Layout:
+    """That of ``LAYOUTS``, also for variants as "synthetic_5_frames"; of a benchmark that this
+    module does not know everything, in its own order.
+    """
+    for name, layout in LAYOUTS.items():
+        if benchmark == name:
+            return layout
+        known = {metric.name for metric in results.metrics} & set(layout.columns)
+        if benchmark.startswith(f"{name}_") and benchmark not in LAYOUTS and known:
+            variant = benchmark.removeprefix(f"{name}_").replace("_", " ")
+            return replace(layout, title=f"{layout.title}, {variant}")
     columns = {metric.name: metric.name for metric in results.metrics}
     return Layout(benchmark, columns, tuple(results.per_sample)[:1])
 
