@@ -270,7 +270,9 @@ def read_mesh(path: Path) -> tuple[Float[Tensor, "n 3"], Int[Tensor, "t 3"]]:
             "and (t, 3)"
         )
     if not n or (len(triangles) and not 0 <= triangles.min() <= triangles.max() < n):
-        raise DataError(f"'{path}': no vertices, or triangles of vertices that are not among {n}")
+        raise DataError(
+            f"'{path}': no vertices, or triangles of vertices that are not among {n} (0-based)"
+        )
     return torch.from_numpy(vertices), torch.from_numpy(triangles)
 
 
