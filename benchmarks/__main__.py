@@ -186,7 +186,7 @@ def _file_name(method: str) -> str:
 
 
 def _parser(command: str) -> ArgumentParser:
-    parser = ArgumentParser(prog=f"python -m benchmarks {command}")
+    parser = ArgumentParser(prog=f"python -m benchmarks {command}", allow_abbrev=False)
     where = f"folder of the .json and .md; default: the run's, or {RESULTS}/<method>"
     parser.add_argument("--out", type=Path | None, help=where)
     return parser
@@ -216,23 +216,32 @@ def _score_arrays(arguments: list[str]) -> int:
     parser.add_argument("--name", type=str | None, help="of the method; default: the file's")
     options = parser.parse_args(arguments)
     results, figures = score_arrays(options.predictions, options.labels, options.yaw)
-    if options.json is not None:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(figures, indent=2, allow_nan=False) + "\n"
-        options.json.write_text(text, encoding="utf-8")
     lines = [f"{k} {'-' if figures[k] is None else f'{figures[k]:.4f}'}" for k in PLAIN]
     sys.stdout.write("\n".join(lines) + "\n\n")
+    if options.json is not None:
+        text = json.dumps(figures, indent=2, allow_nan=False) + "\n"
+        try:
+            options.json.parent.mkdir(parents=True, exist_ok=True)
+            options.json.write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise DataError(f"'{options.json}' cannot be written: {error}") from error
     return _report_others(results, options, options.predictions.stem)
 
 
 def _leaderboards(arguments: list[str]) -> int:
     from benchmarks.report.pages import write_report
+    from benchmarks.report.runs import find_runs
 
-    parser = ArgumentParser(prog="python -m benchmarks report")
+    parser = ArgumentParser(prog="python -m benchmarks report", allow_abbrev=False)
     parser.add_argument("places", type=str, nargs="+", help="folders, files or patterns of results")
     parser.add_argument("--out", type=Path, default=Path("report"), help="folder; it is made")
     options = parser.parse_args(arguments)
-    written = write_report(options.places, options.out)
+    found = find_runs(options.places)
+    written = write_report(found, options.out)
+    for path, why in list(found.left_out.items())[:1]:
+        sys.stderr.write(
+            f"left out: {len(found.left_out)} files, named in the report; {path}: {why}\n"
+        )
     sys.stdout.write(f"written: {', '.join(map(str, written))}\n")
     return 0
 

@@ -22,7 +22,7 @@ from benchmarks.base import (
     Results,
     Summary,
     by_sample,
-    on_cpu,
+    predicted,
     require_folder,
 )
 from core.crop import face_crop, transform_points, warp
@@ -35,8 +35,10 @@ SIDE = 450  # of the images, pixels
 FIRST_PIXEL = 0.5  # MATLAB's pixel 1 has its centre here; ours counts from the corner
 HIDDEN = -1  # x of an unseen one of the 21 points; its y is no -1
 WIDE_3DDFA, WIDE_PRN = math.sqrt(2), 1.6  # side of the crop / box's longer side, / mean side
-MANY = 100  # images, of which one at least looks more than 3 degrees aside
-WHOLE = {"fitted": (1312, 383, 305), "AFLW's": (1306, 462, 232)}
+MANY = 100  # images, of which some look more than 3 degrees aside
+ALMOST_ALL = 0.95  # of the yaws: a fit that failed may have any
+SIZES = 5.0  # factor by which faces may differ from the true ones before their unit is doubted
+WHOLE = {"fitted": (1312, 383, 305), "AFLW": (1306, 462, 232)}
 """Images in the bins of the whole set, by who measured the yaws."""
 SUBSET = "A part of the set: its figures are not comparable with those of all images."
 THRESHOLDS = [k / 10 for k in range(101)]  # of the cumulative curve, %
@@ -133,24 +135,19 @@ class AFLW2000(Benchmark):
         """
         truth = self.truth()
         failures: dict[str, list[str]] = defaultdict(list)
-        predicted = torch.full_like(truth.points, torch.nan)
+        found = torch.full_like(truth.points, torch.nan)
         bar = tqdm(total=len(truth.names), desc=self.name, unit="image", disable=not self.progress)
         for rows, images, matrices in self.batches(truth, failures):
-            landmarks = on_cpu(predict(images)).landmarks
-            if landmarks.shape != (len(images), 1, 68, 2):
-                raise DataError(
-                    f"predict returned landmarks of shape {tuple(landmarks.shape)} for images of "
-                    f"batch shape ({len(images)}, 1), wanted ({len(images)}, 1, 68, 2)"
-                )
+            landmarks = predicted(predict, images).landmarks
             good = landmarks.isfinite().flatten(1).all(1)
             back = torch.linalg.inv(matrices[good])
-            predicted[rows[good]] = transform_points(back, landmarks[good, 0].double())
+            found[rows[good]] = transform_points(back, landmarks[good, 0].double())
             if not good.all():
                 bad = [truth.names[row] for row in rows[~good].tolist()]
                 failures["the predicted landmarks are not finite"] += bad
             bar.update(len(images))
         bar.close()
-        errors = truth.errors(predicted)
+        errors = truth.errors(found)
         return Results(
             self.name,
             self._protocol(truth),
@@ -227,7 +224,7 @@ class AFLW2000(Benchmark):
             points["reannotated_nme"] = other[list(chosen)]
         yaws = {"fitted": torch.stack([label[1] for label in labels])}
         if self.aflw_yaws is not None:
-            yaws["AFLW's"] = read_yaws(self.aflw_yaws, len(found))[list(chosen)]
+            yaws["AFLW"] = read_yaws(self.aflw_yaws, len(found))[list(chosen)]
         if self.names is None:
             for name, yaw in yaws.items():
                 _check_bins(name, yaw)
@@ -370,7 +367,9 @@ def score_arrays(predictions: Path, labels: Path, yaws: Path) -> tuple[Results, 
     true = read_landmarks(labels)
     if not true.isfinite().all():
         raise DataError(f"'{labels}' holds NaN or infinite numbers; it shall hold the truth")
-    errors = metrics.nme_percent(read_landmarks(predictions, len(true)), true)
+    landmarks = read_landmarks(predictions, len(true))
+    _check_pixels(predictions, landmarks, true)
+    errors = metrics.nme_percent(landmarks, true)
     yaw = read_yaws(yaws, len(true))
     errors = errors.masked_fill(~errors.isfinite(), torch.nan)
     names = [f"row {k}" for k in range(len(true))]
@@ -398,6 +397,19 @@ def score_arrays(predictions: Path, labels: Path, yaws: Path) -> tuple[Results, 
         "failures": len(failed),
         "cumulative": [share for _, share in results.curves["nme"]],
     }
+
+
+def _check_pixels(
+    path: Path, predicted: Float[Tensor, "n 68 2"], true: Float[Tensor, "n 68 2"]
+) -> None:
+    """Raise DataError if most predicted faces are far smaller or larger than the true ones."""
+    extents = [points.amax(-2) - points.amin(-2) for points in (predicted, true)]
+    ratio = float((extents[0] / extents[1]).nanmedian())
+    if not (math.isnan(ratio) or 1 / SIZES < ratio < SIZES):
+        raise DataError(
+            f"the faces in '{path}' are {ratio:.2g} times as large as the true ones; wanted "
+            "landmarks in the pixels of the labels"
+        )
 
 
 def _curve(errors: Float[Tensor, " n"]) -> list[list[float]]:
@@ -431,9 +443,9 @@ def read_yaws(path: Path, count: int) -> Float[Tensor, " n"]:
     array = _load(path)
     if array.shape != (count,) or not np.isfinite(array).all():
         raise DataError(f"'{path}' is an array of shape {array.shape}, wanted {count} finite yaws")
-    largest = np.abs(array).max()
-    if largest > 360 or (largest < math.pi and count > MANY):
-        raise DataError(f"the yaws in '{path}' reach {largest:.3g}; wanted degrees, not radians")
+    size = np.abs(array)
+    if size.max() > 360 or (count > MANY and np.quantile(size, ALMOST_ALL) < math.pi):
+        raise DataError(f"the yaws in '{path}' reach {size.max():.3g}; wanted degrees, not radians")
     return torch.from_numpy(array.astype(np.float64))
 
 

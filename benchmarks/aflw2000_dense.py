@@ -13,7 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from benchmarks.aflw2000 import AFLW2000, SIDE, Truth, bin_counts, by_bins
-from benchmarks.base import Metric, Predict, Results, by_sample, on_cpu
+from benchmarks.base import Metric, Predict, Results, by_sample, predicted
 from benchmarks.dense import MODES, Mode, dense_nme_percent, in_image
 from benchmarks.metrics import error_curve
 from benchmarks.scans import Faces, MeshBenchmark
@@ -122,7 +122,7 @@ class AFLW2000Dense(MeshBenchmark):
     ) -> Iterator[tuple[str, Prediction]]:
         """Meshes in the frame of the whole image."""
         for rows, images, matrices in self.photographs.batches(truth, failures):
-            points = in_image(on_cpu(predict(images)))[:, 0].double()
+            points = in_image(predicted(predict, images))[:, 0].double()
             back = torch.linalg.inv(matrices)
             size = torch.linalg.det(back[:, :2, :2]).sqrt()
             points = torch.cat(

@@ -174,14 +174,17 @@ class Results:
         return "\n".join(lines) + "\n"
 
     def save(self, folder: Path) -> tuple[Path, Path]:
-        """Write <folder>/<benchmark>.json and .md, and .npz if there are meshes; earlier ones are
-        replaced.
+        """Write <folder>/<benchmark>.json and .md, and .npz if there are meshes.
+
+        Earlier ones are replaced; those of another protocol are renamed to <benchmark>_<hash of
+        the protocol>, so that variants stand side by side and the plain name has the latest.
 
         Returns:
             The paths of .json and .md.
         """
         folder.mkdir(parents=True, exist_ok=True)
         paths = folder / f"{self.benchmark}.json", folder / f"{self.benchmark}.md"
+        _set_aside(paths[0], self.protocol)
         for path, text in zip(paths, (self.to_json(), self.to_markdown()), strict=True):
             path.write_text(text, encoding="utf-8")
         meshes = paths[0].with_suffix(".npz")
@@ -243,6 +246,29 @@ class Benchmark(ABC):
         """
 
 
+def predicted(predict: Predict, images: Float[Tensor, "b v 3 h w"]) -> Reconstruction:
+    """A predictor's faces on the CPU in float32, without gradients.
+
+    Raises:
+        DataError: it returned something else than one face per image.
+    """
+    face = predict(images)
+    if not isinstance(face, Reconstruction):
+        raise DataError(f"predict returned a {type(face).__name__}, wanted a Reconstruction")
+    count, batch = face.vertices.shape[-2], tuple(images.shape[:2])
+    wanted = {"vertices": (count, 3), "neutral": (count, 3), "landmarks": (68, 2)}
+    for name, shape in wanted.items():
+        found = tuple(getattr(face, name).shape)
+        if found != (*batch, *shape):
+            raise DataError(
+                f"predict returned {name} of shape {found} for images of batch shape {batch}, "
+                f"wanted {(*batch, *shape)}"
+            )
+    if not count:
+        raise DataError("predict returned faces without vertices")
+    return on_cpu(face)
+
+
 def on_cpu(face: Reconstruction) -> Reconstruction:
     """The reconstruction on the CPU in float32, without gradients."""
 
@@ -275,8 +301,8 @@ def shown(names: list[str]) -> set[str]:
 
 def listed(names: list[str], what: str) -> str:
     """So many named ones, for a protocol; another choice of as many reads otherwise."""
-    digest = hashlib.sha256("\n".join(sorted(names)).encode()).hexdigest()
-    return f"{len(names)} named {what} ({_few(names, 3)}; list {digest[:6]})"
+    digest = _digest("\n".join(sorted(names)))
+    return f"{len(names)} named {what} ({_few(names, 3)}; list {digest})"
 
 
 def by_sample(names: list[str], values: Float[Tensor, " n"]) -> dict[str, float]:
@@ -290,8 +316,34 @@ def _metric(name: str, value: dict[str, Any], baselines: dict[str, Any], **rest:
     return Metric(name=name, value=Summary(**value), baselines=others, **rest)
 
 
+def _set_aside(path: Path, protocol: str) -> None:
+    """Rename what ``Results.save`` wrote there, if it is of another protocol than this; what was
+    renamed of this one goes.
+    """
+    try:
+        earlier = str(json.loads(path.read_text(encoding="utf-8"))["protocol"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return  # nothing is there, or nothing worth keeping
+    if earlier == protocol:
+        return
+    for file in (path, path.with_suffix(".md"), path.with_suffix(".npz")):
+        old, new = (
+            file.with_name(f"{file.stem}_{_digest(text)}{file.suffix}")
+            for text in (earlier, protocol)
+        )
+        new.unlink(missing_ok=True)
+        if file.is_file():
+            file.replace(old)
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:6]
+
+
 def _check_types(results: Results) -> None:
     """Raise TypeError or ValueError if something that was read is not what it should be."""
+    if not results.metrics:
+        raise ValueError("there is no metric")
     texts = [results.benchmark, results.protocol, results.note]
     for metric in results.metrics:
         texts += [metric.unit, metric.meaning]

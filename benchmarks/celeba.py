@@ -20,7 +20,7 @@ from benchmarks.base import (
     Results,
     Summary,
     by_sample,
-    on_cpu,
+    predicted,
     require_folder,
 )
 from benchmarks.metrics import (
@@ -149,7 +149,7 @@ class CelebA(Benchmark):
         found = {key: torch.full((len(names),), torch.nan) for key in self._metrics()}
         bar = tqdm(total=len(names), desc=self.name, unit="image", disable=not self.progress)
         for batch in self._batches(names, failures):
-            errors = self._errors(on_cpu(predict(batch.images[:, None])), batch, failures)
+            errors = self._errors(predicted(predict, batch.images[:, None]), batch, failures)
             for key, values in found.items():
                 values[batch.rows] = errors[key]
             bar.update(len(batch.rows))

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from benchmarks.base import Predict, Results, listed, on_cpu, require_folder
+from benchmarks.base import Predict, Results, listed, predicted, require_folder
 from benchmarks.predictions import FaceMesh, landmark_vertices, read_mesh
 from benchmarks.scans import USUAL, ScanBenchmark, ScanProtocol
 from benchmarks.views import lookup
@@ -145,7 +145,7 @@ class MICC(ScanBenchmark):
         """
         total, count = None, 0
         for images in self._crops(sample):
-            face = on_cpu(predict(images))
+            face = predicted(predict, images)
             good = torch.stack(
                 [x.isfinite().flatten(1).all(1) for x in (face.neutral, face.landmarks)]
             )

@@ -32,6 +32,7 @@ SHARED = "landmark_vertices.txt"
 UNITS = {"mm": 1.0, "cm": 10.0, "dm": 100.0, "m": 1000.0, "um": 1e-3}  # millimetres of each
 OUTER_EYES, EYES = 90.0, 63.0  # mm between the outer corners and between the centres, of adults
 RANGE = 2.0  # factor by which a face may differ from that before its unit is doubted
+BESIDE = 30.0  # mm from the landmarks to the mesh; a coarse one has vertices 10 mm apart
 SAME_PLACE = 0.01  # of the landmarks' box: 1.6 pixels of 256 with the usual margin
 
 
@@ -92,7 +93,8 @@ def common_landmarks(first: FaceMesh, second: FaceMesh) -> tuple[Tensor, Tensor]
 
 
 def check_unit(face: FaceMesh) -> None:
-    """Raise DataError unless the eyes are about as far apart as in millimetres.
+    """Raise DataError unless the eyes are about as far apart as in millimetres, and the landmarks
+    lie on the mesh: not so if only one of the two is in another unit or frame.
 
     Worked number: outer corners 9.1 apart are centimetres.
     """
@@ -104,10 +106,25 @@ def check_unit(face: FaceMesh) -> None:
         raise DataError("the eyes' landmarks are in one place, or NaN")
     fitting = [u for u, mm in UNITS.items() if 1 / RANGE < distance * mm / typical < RANGE]
     if fitting == ["mm"]:
+        _check_together(face)
         return
     guess = f"looks like {fitting[0]}: give unit={fitting[0]}" if fitting else "is in no known unit"
     what = "eyes" if count == 5 else "outer eye corners"
     raise DataError(f"{what} {_rounded(distance)} apart, in mm about {typical:g}: the mesh {guess}")
+
+
+def _check_together(face: FaceMesh) -> None:
+    known = face.vertices[face.vertices.isfinite().all(-1)].double()
+    if not len(known):
+        return
+    apart = (
+        torch.cdist(face.landmarks.double(), known).amin(1).nanmedian()
+    )  # a mesh may lack the jaw
+    if not apart < BESIDE:
+        raise DataError(
+            f"the landmarks lie {_rounded(float(apart))} mm beside the mesh: it is in another unit "
+            "or frame than they"
+        )
 
 
 def _rounded(value: float) -> str:
@@ -154,7 +171,8 @@ class MeshFolder:
         try:
             vertices, triangles = read_mesh(mesh)
         except DataError as error:
-            raise DataError("the predicted mesh cannot be read") from error
+            reason = str(error).replace(f"'{mesh}'", f"the {mesh.suffix}")
+            raise DataError(f"the predicted mesh cannot be read: {reason}") from error
         if not vertices.isfinite().all():
             raise DataError("the predicted mesh has NaN or infinite vertices")
         landmarks = self._landmarks(sample, vertices)
@@ -252,7 +270,9 @@ def read_mesh(path: Path) -> tuple[Float[Tensor, "n 3"], Int[Tensor, "t 3"]]:
             "and (t, 3)"
         )
     if not n or (len(triangles) and not 0 <= triangles.min() <= triangles.max() < n):
-        raise DataError(f"'{path}': no vertices, or triangles of vertices that are not among {n}")
+        raise DataError(
+            f"'{path}': no vertices, or triangles of vertices that are not among {n} (0-based)"
+        )
     return torch.from_numpy(vertices), torch.from_numpy(triangles)
 
 

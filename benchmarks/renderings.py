@@ -23,7 +23,7 @@ from benchmarks.base import (
     Results,
     Summary,
     by_sample,
-    on_cpu,
+    predicted,
 )
 from benchmarks.dense import MODES, Mode, dense_nme_percent, in_image
 from benchmarks.metrics import error_curve
@@ -192,7 +192,7 @@ class MICCRenderings(ScanBenchmark):
             try:
                 for pose, image, true in self._draw(subject):
                     name = self._name(subject, pose)
-                    face = on_cpu(predict(image[None, None]))
+                    face = predicted(predict, image[None, None])
                     try:
                         points = in_image(face)[0, 0]
                         dense[name] = dense_nme_percent(

@@ -11,10 +11,10 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from tqdm import tqdm
 
-from benchmarks.base import PER_CENT, Metric, Predict, Results, Summary, on_cpu
+from benchmarks.base import PER_CENT, Metric, Predict, Results, Summary, predicted
 from benchmarks.dense import in_image
 from benchmarks.metrics import nme_percent, yaw_bin
-from benchmarks.synthetic_faces import SyntheticFaces, _Batch, _check_prediction, _same_mesh
+from benchmarks.synthetic_faces import SyntheticFaces, _Batch, _same_mesh
 from core.contracts import Reconstruction
 from core.errors import DataError
 from core.landmarks import LEFT_EYE, RIGHT_EYE
@@ -61,8 +61,7 @@ class SyntheticSwap(SyntheticFaces):
         yaws: list[Tensor] = []
         bar = tqdm(total=len(frames), desc=self.name, unit="frame", disable=not self.progress)
         for batch in self._batches(frames, failures):
-            face = on_cpu(predict(batch.images))
-            _check_prediction(face, len(batch.images))
+            face = predicted(predict, batch.images)
             if not _same_mesh(face, batch.model):
                 raise DataError("the truth can only be swapped in for a mesh like its own")
             for swapped in SWAPPED:

@@ -28,7 +28,7 @@ from benchmarks.base import (
     Results,
     Summary,
     by_sample,
-    on_cpu,
+    predicted,
     shown,
 )
 from core.align import procrustes
@@ -171,10 +171,9 @@ class SyntheticFaces(Benchmark):
         meshes: dict[str, ErrorMesh] = {}
         bar = tqdm(total=len(frames), desc=self.name, unit="frame", disable=not self.progress)
         for batch in self._batches(frames, failures):
-            face = on_cpu(predict(batch.clips))
+            face = predicted(predict, batch.clips)
             if self.frames > 1:
                 face = _first_frames(face)
-            _check_prediction(face, len(batch.images))
             comparable = _same_mesh(face, batch.model)
             if not comparable and not notes:
                 notes.append(_other_mesh(face, batch.model))
@@ -587,14 +586,6 @@ def _first_frames(face: Reconstruction) -> Reconstruction:
         camera=face.camera.map(lambda value: value[:, :1]),
         coefficients={name: value[:, :1] for name, value in face.coefficients.items()},
     )
-
-
-def _check_prediction(face: Reconstruction, count: int) -> None:
-    if face.landmarks.shape != (count, 1, 68, 2):
-        raise DataError(
-            f"predict returned landmarks of shape {tuple(face.landmarks.shape)} for images of "
-            f"batch shape ({count}, 1), wanted ({count}, 1, 68, 2)"
-        )
 
 
 def _same_mesh(face: Reconstruction, model: FaceModel) -> bool:

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from benchmarks.base import Predict, on_cpu
+from benchmarks.base import Predict, predicted
 from benchmarks.predictions import FaceMesh, frontmost, landmark_distances
 from core.contracts import Reconstruction
 from core.crop import MARGIN, face_crop, warp
@@ -105,7 +105,7 @@ class Views:
             for sample, files in photographs:
                 try:
                     crops = torch.stack([self.crop(name, path) for name, path in files])
-                    face = on_cpu(predict(crops[None]))
+                    face = predicted(predict, crops[None])
                 except DataError as error:
                     yield sample, error
                 else:

@@ -70,7 +70,7 @@ def _check(name: str, centred: Tensor) -> None:
         )
     variance = torch.linalg.eigvalsh(points.mT @ points)  # ascending
     bad = variance[..., 1] <= FLATNESS * variance[..., 2]
-    if points.shape[-2] < 3 or bad.any():
+    if bad.any():
         raise ValueError(
             f"procrustes: {name} ({points.shape[-2]} points) must have at least three points "
             f"that are not on one line; that is not so in {int(bad.sum())} of {bad.numel()} sets"

@@ -113,7 +113,7 @@ def test_shifted_points_give_the_shift_over_the_size_of_the_box(root):
     assert results.per_sample["nme"]["image00055"] == pytest.approx(float(expected[6]), abs=1e-4)
 
 
-def test_the_other_labels_and_yaws(root):
+def test_the_other_labels_and_yaws(root, tmp_path):
     results = run(root, reannotated=root / "labels.npy", aflw_yaws=root / "yaws.npy", balanced=True)
     true = truth(root)
     box = (true.amax(1) - true.amin(1)).prod(-1).sqrt()
@@ -121,6 +121,14 @@ def test_the_other_labels_and_yaws(root):
     assert results["reannotated_nme_all_percent"].value.mean == pytest.approx(expected, abs=1e-4)
     assert results["aflw_yaw_nme_60_90_percent"].value.n == 2
     assert results["nme_balanced_percent"].value.n == 6
+    np.save(tmp_path / "yaws.npy", np.array([0.0, 0, 0, 0, 40, 75, 80, 85]))  # others than fitted
+    results = run(root, aflw_yaws=tmp_path / "yaws.npy", balanced=True)
+    counts = {
+        prefix: [results[f"{prefix}nme_{key}_percent"].value.n for key in list(BINS)[:3]]
+        for prefix in ("", "aflw_yaw_")
+    }
+    assert counts == {"": [4, 2, 2], "aflw_yaw_": [4, 1, 3]}
+    assert results["nme_balanced_percent"].value.n == 3  # by AFLW's
 
 
 def test_twenty_one_points_leave_unseen_ones_out(root):
@@ -191,7 +199,7 @@ def test_the_whole_set_is_asserted_but_for_a_named_subset(root, tmp_path, monkey
 def test_the_bins_of_the_whole_set_are_asserted(root, tmp_path, monkeypatch):
     """As if the eight images were the 2,000."""
     given = {"aflw_yaws": root / "yaws.npy", "reannotated": root / "labels.npy"}
-    right = {"fitted": (4, 2, 2), "AFLW's": tuple(bin_counts(torch.from_numpy(aflw_yaws(root))))}
+    right = {"fitted": (4, 2, 2), "AFLW": tuple(bin_counts(torch.from_numpy(aflw_yaws(root))))}
     monkeypatch.setattr("benchmarks.aflw2000.WHOLE", right)
     results = run(root, **given)
     assert "not comparable" not in results.protocol
@@ -201,7 +209,7 @@ def test_the_bins_of_the_whole_set_are_asserted(root, tmp_path, monkeypatch):
     other = tmp_path / "yaws.npy"
     np.save(other, np.zeros(8))
     monkeypatch.setattr("benchmarks.aflw2000.WHOLE", right)
-    with pytest.raises(DataError, match="by the AFLW's yaw the bins have 8/0/0"):
+    with pytest.raises(DataError, match="by the AFLW yaw the bins have 8/0/0"):
         run(root, aflw_yaws=other)
     listing = tmp_path / "two.txt"
     listing.write_text("\n".join(aflw2000.NAMES))
@@ -220,6 +228,15 @@ def test_3ddfa_s_crop_is_the_rounded_square():
 
 REFERENCE = {"nme_0_30": 2.8116, "nme_30_60": 3.2341, "nme_60_90": 4.0962, "nme_mean": 3.3806}
 REFERENCE |= {"nme_all": 3.0884, "nme_std": 0.5346}
+
+
+def test_prn_s_crop_is_a_square_of_the_mean_side():
+    """A box of 100 x 60 around (160, 230): a square of 1.6 x 80 = 128, from (96, 166)."""
+    points = torch.full((1, 68, 2), 230.0, dtype=torch.float64)
+    points[0, :, 0] = torch.linspace(110, 210, 68)
+    points[0, 3, 1], points[0, 9, 1] = 200, 260
+    matrix = crop_matrices(points, 256, "prn")[0]
+    assert matrix.tolist() == [[2, 0, -192], [0, 2, -332], [0, 0, 1]]
 
 
 @needs_samples
@@ -300,6 +317,10 @@ def test_arrays_of_either_layout_and_rows_of_nan(tmp_path):
     json.dumps(found, allow_nan=False)
 
 
+GRID = np.random.default_rng(0).uniform(0, 450, (4, 68, 2))
+RADIANS = np.append(np.random.default_rng(0).uniform(-1.5, 1.5, 199), 6.13)  # one fit turned over
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -310,6 +331,9 @@ def test_arrays_of_either_layout_and_rows_of_nan(tmp_path):
         ({"yaw": np.array([0, 1, 500.0, 2])}, "degrees"),
         ({"g": np.full((4, 68, 2), np.nan)}, "truth"),
         ({"p": np.zeros((0, 68, 2)), "g": np.zeros((0, 68, 2))}, "at least one"),
+        ({"p": np.random.default_rng(0).uniform(0, 1, (4, 68, 2)), "g": GRID}, "0.0022 times"),
+        ({"p": np.zeros((4, 68, 2)), "g": GRID}, "0 times as large"),
+        ({"p": RADIANS[:, None, None] + GRID[0], "g": GRID[[0] * 200], "yaw": RADIANS}, "degrees"),
     ],
 )
 def test_wrong_arrays_are_refused(tmp_path, capsys, changes, message):

@@ -149,6 +149,15 @@ def test_icp_agrees_with_an_independent_one():
     assert found["vrn"] == pytest.approx(np.linalg.norm(offset, axis=1).mean(), abs=1e-6)
 
 
+def test_on_a_gpu_errors_are_the_same(gpu):
+    true, predicted = scans.face(20, 24).vertices, scans.face(21, 27).vertices + 3
+    rows = torch.arange(len(true))
+    wanted = dense_nme_percent(predicted, true, 90.0, ALL, rows)
+    parts = [part.to(gpu) for part in (predicted, true, rows)]
+    found = dense_nme_percent(parts[0], parts[1], 90.0, ALL, parts[2])
+    assert found == pytest.approx(wanted, abs=1e-9)
+
+
 def test_failures_are_counted_and_in_no_mean(root):
     def change(points):
         kind = change.calls % 8

@@ -62,6 +62,28 @@ def test_a_mirrored_face_does_not_fit():
     assert (found.apply(source) - target).norm(dim=-1).mean() > 10
 
 
+def test_the_fit_to_a_mirrored_face_is_the_best_without_a_reflection():
+    """Rotation by scipy; the size that fits best with it has a closed form."""
+    source = cloud()
+    target = moved(source * torch.tensor([-1.0, 1, 1]))[0] + torch.randn_like(source) * 5
+    found = procrustes(source, target)
+    x, y = ((points - points.mean(0)).numpy() for points in (source, target))
+    expected = Rotation.align_vectors(y, x)[0]
+    np.testing.assert_allclose(found.rotation.numpy(), expected.as_matrix(), atol=1e-9)
+    size = (expected.apply(x) * y).sum() / (x**2).sum()
+    assert float(found.scale) == pytest.approx(size, rel=1e-9)
+
+
+def test_on_a_gpu_it_is_the_same_and_stays_there(gpu):
+    source, target = cloud(2, 3), cloud(2, 3)
+    wanted, found = procrustes(source, target), procrustes(source.to(gpu), target.to(gpu))
+    assert all(value.device.type == gpu.type for value in vars(found).values())
+    moved_there = found.apply(source.to(gpu)).cpu()
+    torch.testing.assert_close(moved_there, wanted.apply(source), rtol=0, atol=1e-9)
+    with pytest.raises(ValueError, match="one line"):
+        procrustes(LINE.to(gpu), LINE.to(gpu))
+
+
 def test_planar_points_have_no_reflection_either():
     source = cloud() * torch.tensor([1.0, 1.0, 0.0])
     target, rotation, _ = moved(source)

@@ -7,7 +7,7 @@ import yaml
 
 from benchmarks.__main__ import BENCHMARKS, benchmark_class, main
 from benchmarks.aflw2000 import AFLW2000
-from benchmarks.base import Benchmark
+from benchmarks.base import Benchmark, Metric, Results, Summary
 from benchmarks.checkpoint import load_predictor
 from core.errors import AssetNotFoundError, DataError
 from core.provenance import file_hash
@@ -91,6 +91,29 @@ def test_results_that_cannot_be_written_are_shown(tmp_path, capsys):
     shown = capsys.readouterr()
     assert "nme_all 0.0000" in shown.out
     assert "cannot be written" in shown.err
+    assert main(["score", "aflw2000", *options, "--json", str(tmp_path / "file/x.json")]) == 2
+    shown = capsys.readouterr()
+    assert "nme_all 0.0000" in shown.out
+    assert "x.json' cannot be written" in shown.err
+
+
+def test_abbreviated_options_are_refused(tmp_path, capsys):
+    """A typo shall not be taken for another option."""
+    with pytest.raises(SystemExit):
+        main(["score", "micc", "--root", str(tmp_path), "--prediction", str(tmp_path)])
+    assert "unrecognized arguments: --prediction " in capsys.readouterr().err
+
+
+def test_reports_tell_of_files_that_are_left_out(tmp_path, capsys):
+    metric = Metric("x_mm", "mm", "x", Summary(1.0, 0.0, 1.0, 1))
+    Results("b", "p", [metric], 1).save(tmp_path / "runs")
+    Results("empty", "p", [], 1).save(tmp_path / "runs")
+    (tmp_path / "runs/broken.json").write_text("{")
+    assert main(["report", str(tmp_path / "runs"), "--out", str(tmp_path / "report")]) == 0
+    shown = capsys.readouterr()
+    assert "left out: 2 files" in shown.err
+    assert "broken.json: it is no JSON" in shown.err
+    assert "index.html" in shown.out
 
 
 def test_what_is_no_run_is_refused(run_folder, tmp_path):

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.bu3dfe import BU3DFE, polygons, read_bnd, read_wrl
+from benchmarks.bu3dfe import BU3DFE, five_of, polygons, read_bnd, read_wrl
 from benchmarks.predictions import FaceMesh, fans
 from core.camera import WeakPerspectiveCamera, frontal
 from core.contracts import Reconstruction
@@ -120,9 +120,28 @@ def test_the_size_of_the_set_is_asserted(root, tmp_path):
             path.touch()
     names = BU3DFE(tmp_path).samples()["two_view"]
     assert len(names) == 324
-    assert names[-1].startswith("F0012")
+    assert names[0] == "F0000/F0000_AN00WH"
+    assert names[-1] == "F0012/F0012_AN23WH"  # of 25, all but the last
     with pytest.raises(DataError, match="0 scans"):
         BU3DFE(tmp_path, which="neutral").samples()
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+def test_five_landmarks_by_the_order_of_the_83(swapped):
+    """Either eye may be the first; the tip is in front near the nose, not in front of all."""
+    points = torch.full((83, 3), 900.0)  # what must not count lies far away
+    sides = [-32.0, 32.0][:: -1 if swapped else 1]
+    for k, x in enumerate(sides):
+        points[8 * k : 8 * k + 8] = torch.tensor([x, 35.0, 10])
+    points[36:48] = torch.tensor([0.0, 0, 30])
+    points[48:60] = torch.tensor([0.0, -40, 20])
+    points[50, 0], points[57, 0] = -25, 24
+    points[53, 1], points[54, 1] = -50, -30
+    vertices = torch.tensor([[0.0, 5, 50], [0, 0, 40], [0, 30, 45], [0, -90, 95]])
+    wanted = [[-32, 35, 10], [32, 35, 10], [0, 5, 50], [-25, -40, 20], [24, -40, 20]]
+    assert five_of(points.double(), vertices.double()).tolist() == wanted
+    with pytest.raises(DataError, match="near the nose"):
+        five_of(points.double(), vertices[3:].double())
 
 
 def test_polygons_of_all_sizes():

@@ -1,3 +1,5 @@
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -6,6 +8,7 @@ from PIL import Image
 from benchmarks.celeba import CelebA
 from core.camera import WeakPerspectiveCamera, frontal
 from core.contracts import Reconstruction
+from core.crop import face_crop, five_point_crop
 from core.errors import AssetNotFoundError, DataError
 from core.face_models import FaceModel
 from tests.fakes import celeba
@@ -100,7 +103,7 @@ def test_errors_agree_with_numpy(tmp_path):
             drawn.append((image, covered(seen, face.triangles.numpy())))
         return face
 
-    results = benchmark(root).run(predict)
+    results = benchmark(root, batch_size=1).run(predict)
     for name, (image, mask) in zip(NAMES, drawn, strict=True):
         assert 100 < mask.sum() < SIZE**2 / 2
         offset = 255 * image.transpose(1, 2, 0)[mask] - colour
@@ -114,8 +117,9 @@ def test_errors_agree_with_numpy(tmp_path):
 
 def test_only_pixels_inside_the_photograph_and_the_mask_count(root, tmp_path):
     """A face far larger than the crop is drawn also where the crop leaves the photograph."""
-    wide = benchmark(root, crop_margin=4.0).run(painter([100.0, 100, 100], 0.5))
-    assert wide["photometric_255"].value.mean < 1
+    for margin in (4.0, 3.7):  # the photograph's border lies between pixels, or across them
+        wide = benchmark(root, crop_margin=margin).run(painter([100.0, 100, 100], 0.5))
+        assert wide["photometric_255"].value.mean < 1e-3
     for k, name in enumerate(NAMES):
         mask = np.zeros((64, 64), np.uint8)
         mask[:, : 32 * (2 - k)] = 255  # all of the first image, half of the second
@@ -167,7 +171,43 @@ def test_crops_by_68_landmarks(root, tmp_path):
     assert results["photometric_255"].value.mean < 1
 
 
+@pytest.mark.parametrize("by", ["five", "sixty-eight"])
+def test_masks_are_cut_where_they_end_and_crops_have_the_margin(root, tmp_path, by):
+    mask = np.zeros((64, 64), np.uint8)
+    mask[:, :24] = 255  # not in the middle of the crop, where any margin would do
+    Image.fromarray(mask).save(tmp_path / "000009.png")
+    points = torch.from_numpy(np.random.default_rng(0).uniform(15, 45, (68, 2))).float()
+    np.save(tmp_path / "000009.npy", points)
+    own = benchmark(root, masks=tmp_path, crop_margin=2.0)
+    five = own._five()[NAMES[0]]
+    matrix = five_point_crop(five, SIZE, 2.0)
+    if by == "sixty-eight":
+        own.landmarks = tmp_path
+        matrix = face_crop(points, torch.ones(68), SIZE, 2.0)
+    x, y = ((torch.arange(SIZE) + 0.5 - matrix[k, 2]) / matrix[k, k] for k in (0, 1))
+    wanted = ((x > 0) & (x < 24))[None] & ((y > 0) & (y < 64))[:, None]
+    found = own._crop(NAMES[0], {NAMES[0]: five})[1][0] > 0
+    assert 100 < wanted.sum() < SIZE**2 - 100
+    inner = ((x > 1) & (x < 63))[None] & ((y > 1) & (y < 63))[:, None]  # borders: another test
+    assert torch.equal(found[inner.expand(SIZE, SIZE)], wanted[inner.expand(SIZE, SIZE)])
+
+
+def test_whole_photographs_have_their_own_list(root, tmp_path):
+    shutil.copytree(root, tmp_path / "celeba")
+    for old, new in (
+        ("img_align_celeba", "img_celeba"),
+        ("list_landmarks_align_celeba.txt", "list_landmarks_celeba.txt"),
+    ):
+        (tmp_path / "celeba" / old).rename(tmp_path / "celeba" / new)
+    results = benchmark(tmp_path / "celeba", aligned=False).run(painter([100.0, 100, 100]))
+    assert results["photometric_255"].value.n == 2
+    assert results["photometric_255"].value.mean < 1
+    assert "whole photographs" in results.protocol
+
+
 def test_the_size_of_the_set_is_asserted(root, tmp_path):
+    assert benchmark(root).samples() == NAMES
+    assert benchmark(root, count=1).samples() == NAMES[:1]
     with pytest.raises(DataError, match="has 2 images in its test partition, wanted 1000"):
         CelebA(root).samples()
     with pytest.raises(AssetNotFoundError, match="CelebA"):

@@ -28,6 +28,18 @@ def test_range_images_are_read_without_what_was_not_measured(root):
         np.testing.assert_allclose(positions.numpy()[measured], points[measured], atol=1e-6)
 
 
+def test_a_scan_is_what_was_measured_with_the_landmarks_of_its_photograph(root):
+    own, measured = benchmark(root), frgc.grid()[1]
+    for name in own.samples()["scans"]:
+        (scan,) = own.scans(name)
+        torch.testing.assert_close(
+            scan.vertices, torch.from_numpy(frgc.grid()[0][measured]), rtol=0, atol=1e-6
+        )
+        inner = slice(17, None)  # the jaw's lie at holes
+        wanted = frgc.mesh().landmarks[inner]
+        torch.testing.assert_close(scan.landmarks[inner], wanted, rtol=0, atol=1e-6)
+
+
 def test_the_true_face_scores_zero_and_a_flat_one_does_not(root):
     results = benchmark(root).score(lambda sample: frgc.mesh().scaled(1.1))
     assert not results.failures
@@ -51,6 +63,10 @@ def test_landmarks_are_taken_at_the_nearest_measured_pixel():
     assert found[0].tolist() == [0, 1, 2]
     assert found[1].tolist() == [9, 10, 11]  # below the one that was not measured
     assert found[2].tolist() == [9, 10, 11]
+    wide = torch.arange(24.0).double().reshape(2, 4, 3)
+    pixels = torch.tensor([[7.6, 0.2], [15.0, 3.9], [0.1, 2.1]])  # 4 times as wide, twice as high
+    found = at_pixels(wide, torch.ones(2, 4, dtype=torch.bool), pixels, (4, 16))
+    assert found.tolist() == [wide[0, 1].tolist(), wide[1, 3].tolist(), wide[1, 0].tolist()]
     with pytest.raises(DataError, match="no measured point"):
         at_pixels(positions, valid & False, pixels, (4, 4))
 

@@ -197,17 +197,36 @@ def test_the_inputs_stay_as_they_are():
     assert torch.equal(face.vertices, before[1])
 
 
-@pytest.mark.cuda
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU")
-def test_on_a_gpu_the_motion_is_the_same_and_stays_there():
+def here(pose):
+    return Similarity(*(value.cpu() for value in vars(pose).values()))
+
+
+KINDS = [{}, {"scale": False}, {"planes": False}, {"trim": 0.1}, {"planes": False, "trim": 0.1}]
+
+
+@pytest.mark.parametrize("options", KINDS)
+def test_on_a_gpu_the_motion_is_the_same_and_stays_there(gpu, options):
     face = scans.face(21, 27)
-    points = TRUTH.apply(on_surface(face, 500))
+    points = TRUTH.apply(on_surface(face, 500)) + torch.rand(500, 3) / 10
     start = similarity(1.08, (0.12, -0.2, 0.15), (3, -5, 8))
-    mesh = ClosestPoints(face.vertices.cuda(), face.triangles.cuda())
-    found = register(mesh, points.cuda(), start).pose
-    assert found.rotation.is_cuda
-    here = register(mesh, points, start).pose
-    assert error(Similarity(*(value.cpu() for value in vars(found).values())), here) < 1e-9
+    for make in (ClosestPoints, ClosestVertices):
+        if make is ClosestVertices and options.get("planes", True):
+            continue
+        parts = [face.vertices, face.triangles][: 2 if make is ClosestPoints else 1]
+        wanted = register(make(*parts), points, start, **options)
+        mesh = make(*(part.to(gpu) for part in parts))
+        for begin in (start, Similarity(*(value.to(gpu) for value in vars(start).values()))):
+            found = register(mesh, points.to(gpu), begin, **options)
+            assert all(value.device.type == gpu.type for value in vars(found.pose).values())
+            assert error(here(found.pose), wanted.pose) < 1e-9
+            assert found.rounds == wanted.rounds
+        near = mesh.moved(found.pose, points.to(gpu))
+        there = make(*parts).moved(wanted.pose, points)
+        assert all(value.device.type == gpu.type for value in near)
+        for one, other in zip(near, there, strict=True):
+            torch.testing.assert_close(one.cpu(), other, rtol=0, atol=1e-9)
+        ours = point_to_plane(points.to(gpu), near).cpu()
+        torch.testing.assert_close(ours, point_to_plane(points, there), rtol=0, atol=1e-9)
 
 
 def test_vertices_without_triangles_are_found_as_scipy_finds_them():

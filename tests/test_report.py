@@ -20,7 +20,7 @@ from scipy import stats
 from benchmarks.__main__ import _file_name, main
 from benchmarks.base import ErrorMesh, Metric, Results, Summary
 from benchmarks.metrics import error_curve
-from benchmarks.report.boards import LAYOUTS, OURS, PAPER, make_boards
+from benchmarks.report.boards import LAYOUTS, OURS, PAPER, make_boards, spoken
 from benchmarks.report.drawings import MOST_VERTICES, UNKNOWN, coarsened, mesh_scale, packed_mesh
 from benchmarks.report.pages import cell_text, tex_escaped, to_markdown, to_tex, write_report
 from benchmarks.report.published import PAPERS, published_tables
@@ -96,6 +96,23 @@ def test_results_survive_the_disk(tmp_path):
     np.savez(path.with_suffix(".npz"), names=np.array(["a"]), vertices_0=np.zeros((2, 3)))
     with pytest.raises(DataError, match="no mesh 'a'"):
         Results.load(path)
+
+
+def test_variants_of_a_protocol_stand_side_by_side(tmp_path):
+    """The plain name has the latest; the same protocol is replaced, another one set aside."""
+    for protocol, value in (("rigid", 1.0), ("scaled", 2.0), ("rigid", 3.0), ("rigid", 4.0)):
+        found = results({"nme_mean_percent": value}, protocol=protocol, meshes={"a": sphere()})
+        path = write(tmp_path, "run", found, name="x")
+        assert Results.load(path).means() == {"nme_mean_percent": value}
+    runs = find_runs([str(tmp_path)]).runs
+    table = {run.results.protocol: run.results.means()["nme_mean_percent"] for run in runs}
+    assert table == {"rigid": 4.0, "scaled": 2.0}
+    names = sorted(file.name for file in path.parent.iterdir())
+    (aside,) = {name.partition(".")[0] for name in names} - {path.stem}
+    assert aside.startswith(f"{path.stem}_")
+    assert {f"{stem}{end}" for stem in (aside, path.stem) for end in (".json", ".md", ".npz")} == (
+        set(names)
+    )
 
 
 @pytest.mark.parametrize(
@@ -251,6 +268,24 @@ def test_unknown_benchmarks_and_metrics_where_more_is_better(tmp_path):
     assert board.title == "new"
     assert [row.label for row in board.blocks[0].rows] == ["B", "A"]
     assert board.blocks[0].best == [80.0]
+
+
+def test_variants_of_a_benchmark_are_shown_like_it(tmp_path):
+    """And not a benchmark whose name begins alike: aflw2000_dense, or one without these metrics."""
+    values = {"nme_percent": 2.0, "shape_mm": 1.0, "something_mm": 3.0}
+    for name in ("synthetic", "synthetic_5_frames"):
+        write(tmp_path, name, results(values, name), name="A")
+    write(tmp_path, "swap", results({"something_mm": 3.0}, "synthetic_swap"), name="A")
+    write(tmp_path, "dense", results({"icp_nme_all_percent": 3.0}, "aflw2000_dense"), name="A")
+    boards = {board.title: board for board in make_boards(find_runs([str(tmp_path)]).runs)}
+    assert set(boards) == {
+        "Synthetic faces",
+        "Synthetic faces, 5 frames",
+        "synthetic_swap",
+        "AFLW2000-3D, dense",
+    }
+    for title in ("Synthetic faces", "Synthetic faces, 5 frames"):
+        assert [c.title for c in boards[title].columns] == ["NME", "shape"]
 
 
 def test_the_bootstrap_agrees_with_scipy():
@@ -416,7 +451,7 @@ def report(tmp_path_factory):
     write(root, "micc", results(means, "micc", f"{MICC} {HOSTILE}"), name="Ours")
     (root / "broken.json").write_text("{")
     out = root.parent / "out"
-    files = write_report([str(root)], out)
+    files = write_report(find_runs([str(root)]), out)
     assert [path.name for path in files] == ["index.html", "report.md", "report.tex"]
     return out
 
@@ -564,6 +599,14 @@ addEventListener("load", () => {
   document.body.append("found" + JSON.stringify(found) + "end");
 });
 </script>"""
+
+
+def test_names_of_metrics_are_written_out_with_their_units():
+    found = [results({"nme_all_percent": 1.0, "cooperative_rmse_mm": 2.0})]
+    assert spoken("cooperative_rmse_mm", found) == "cooperative RMSE, mm"
+    assert spoken("photometric_rgb_255", found) == "photometric RGB, 0..255"
+    assert spoken("nme", found) == "NME, %"  # as its parts
+    assert spoken("something_new", found) == "something new"
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")

@@ -1,9 +1,11 @@
+from copy import copy
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 import trimesh
+from PIL import Image
 from scipy.spatial.transform import Rotation
 
 from benchmarks.base import listed, shown
@@ -17,7 +19,7 @@ from benchmarks.scans import (
     error_mesh,
     scan_errors,
 )
-from benchmarks.views import meshes_of
+from benchmarks.views import FaceFinder, Views, meshes_of
 from core.align import procrustes
 from core.camera import WeakPerspectiveCamera, frontal
 from core.contracts import Reconstruction
@@ -258,6 +260,23 @@ def test_wrong_units_are_named(face, unit, factor):
         check_unit(with_landmarks(face, face.landmarks * 0))
 
 
+def test_landmarks_of_another_unit_or_frame_than_the_mesh_are_refused(face):
+    """One by one: in centimetres, the other way round, moved aside; a mesh with holes is none."""
+    wrong = [
+        FaceMesh(face.vertices / 10, face.triangles, face.landmarks),
+        FaceMesh(face.vertices * 10, face.triangles, face.landmarks),
+        with_landmarks(face, face.landmarks + torch.tensor([0.0, 0, 60])),
+    ]
+    for mesh in wrong:
+        with pytest.raises(DataError, match="mm beside the mesh"):
+            check_unit(mesh)
+        assert any("beside the mesh" in reason for reason in score(lambda name: mesh).failures)  # noqa: B023
+    check_unit(with_landmarks(face, face.landmarks + 5))
+    holes = face.vertices.clone()
+    holes[::2] = torch.nan
+    check_unit(FaceMesh(holes, face.triangles, face.landmarks))
+
+
 def test_landmarks_of_different_kinds_are_refused(face):
     seven = with_landmarks(face, face.landmarks[SEVEN])
     with pytest.raises(DataError, match="seven landmarks, the other five"):
@@ -313,9 +332,50 @@ def test_a_folder_of_meshes(tmp_path, face):
     (tmp_path / "x/a.txt").unlink()
     (tmp_path / "landmark_vertices.txt").write_text("\n".join(map(str, range(7))))
     torch.testing.assert_close(MeshFolder(tmp_path, "cm")("x/a").landmarks, face.vertices[:7])
-    (tmp_path / "x/a.obj").write_text("nothing")
-    with pytest.raises(DataError, match="cannot be read"):
-        folder("x/a")
+    for text, reason in (("nothing", r"vertices \(0, 0\)"), ("v 0 0 0\nf 1 2 3\n", "not among 1")):
+        (tmp_path / "x/a.obj").write_text(text)
+        with pytest.raises(DataError, match=rf"cannot be read: the \.obj.*{reason}") as caught:
+            folder("x/a")
+        assert str(tmp_path) not in str(caught.value)  # so that equal failures read equal
+
+
+def but(face, **changes):
+    """A copy with other tensors; their shapes are not checked."""
+    other = copy(face)
+    for name, value in changes.items():
+        setattr(other, name, value)
+    return other
+
+
+def test_what_is_not_one_face_per_image_is_refused(tmp_path, face):
+    Image.new("RGB", (40, 40)).save(tmp_path / "a.png")
+    np.savetxt(tmp_path / "a.txt", np.random.default_rng(0).uniform(10, 30, (68, 2)))
+    one = torch.ones(1, 1)
+    vertices = face.vertices.float()[None, None]
+    good = Reconstruction(
+        vertices=vertices,
+        neutral=vertices,
+        triangles=face.triangles,
+        uv=torch.zeros(vertices.shape[2], 2),
+        camera=WeakPerspectiveCamera(frontal(one).expand(1, 1, 3, 3), one, torch.zeros(1, 1, 2)),
+        landmarks=torch.zeros(1, 1, 68, 2),
+        albedo_map=torch.zeros(1, 1, 3, 2, 2),
+        light=torch.zeros(1, 1, 9, 1),
+    )
+    views = Views(FaceFinder(tmp_path), 32)
+
+    def reason(face):
+        found = views.predict(lambda images: face, [("s", [("a", tmp_path / "a.png")])])["s"]
+        return str(found) if isinstance(found, DataError) else ""
+
+    assert reason(good) == ""
+    parts = [good.vertices[:, :, 1:], good.landmarks[..., :5, :], vertices[:, :, :0]]
+    two = {name: torch.cat([getattr(good, name)] * 2) for name in ("vertices", "neutral")}
+    assert "neutral of shape" in reason(but(good, vertices=parts[0]))
+    assert "wanted (1, 1, 68, 2)" in reason(but(good, landmarks=parts[1]))
+    assert "without vertices" in reason(but(good, vertices=parts[2], neutral=parts[2]))
+    assert "vertices of shape (2, 1," in reason(but(good, **two))
+    assert "a tuple, wanted a Reconstruction" in reason((vertices, face.triangles))
 
 
 def test_eyes_that_are_in_one_place_from_the_side_are_told_apart_by_other_images():

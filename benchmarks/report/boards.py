@@ -112,6 +112,28 @@ LAYOUTS = {
 }
 
 
+UNITS = {"mm": "mm", "percent": "%", "255": "0..255", "degrees": "degrees"}
+SHORT = ("nme", "nme21", "rmse", "icp", "vrn", "rgb")  # written in capitals
+
+
+def spoken(metric: str, results: list[Results]) -> str:
+    """A metric's or curve's name to be read: "cooperative RMSE, mm" for cooperative_rmse_mm.
+
+    Args:
+        metric: with its unit at the end; otherwise the unit is that of its parts, as of
+            nme_all_percent for nme.
+        results: in which it occurs.
+    """
+    stem, _, end = metric.rpartition("_")
+    unit = UNITS.get(end, "")
+    if not unit:
+        stem = metric
+        parts = (m.unit for r in results for m in r.metrics if m.name.startswith(f"{metric}_"))
+        unit = next(parts, "")
+    words = [word.upper() if word in SHORT else word for word in stem.split("_")]
+    return ", ".join(filter(None, [" ".join(words), unit]))
+
+
 @dataclass(frozen=True)
 class Column:
     """A metric of a leaderboard."""
@@ -163,7 +185,11 @@ class Entry:
 
 @dataclass(frozen=True)
 class Comparison:
-    """How much worse or better another method is than the first of the table, for one metric."""
+    """How much worse or better another method is than the first of the table.
+
+    Attributes:
+        metric: its name to be read.
+    """
 
     metric: str
     first: str
@@ -216,7 +242,7 @@ def _board(
 ) -> Board:
     entries = [Entry(names[key], group) for key, group in grouped(runs).items()]
     there = {m.name: m for run in runs for m in run.results.metrics}
-    layout = LAYOUTS.get(benchmark) or _plain_layout(benchmark, runs[0].results)
+    layout = _layout(benchmark, runs[0].results)
     chosen = {name: title for name, title in layout.columns.items() if name in there}
     if not chosen:
         chosen = {name: name for name in there}
@@ -250,8 +276,17 @@ def _board(
     )
 
 
-def _plain_layout(benchmark: str, results: Results) -> Layout:
-    """Of a benchmark that this module does not know: everything, in its own order."""
+def _layout(benchmark: str, results: Results) -> Layout:
+    """That of ``LAYOUTS``, also for variants as "synthetic_5_frames"; of a benchmark that this
+    module does not know everything, in its own order.
+    """
+    for name, layout in LAYOUTS.items():
+        if benchmark == name:
+            return layout
+        known = {metric.name for metric in results.metrics} & set(layout.columns)
+        if benchmark.startswith(f"{name}_") and benchmark not in LAYOUTS and known:
+            variant = benchmark.removeprefix(f"{name}_").replace("_", " ")
+            return replace(layout, title=f"{layout.title}, {variant}")
     columns = {metric.name: metric.name for metric in results.metrics}
     return Layout(benchmark, columns, tuple(results.per_sample)[:1])
 
@@ -309,9 +344,10 @@ def _comparisons(entries: list[Entry], metrics: tuple[str, ...]) -> list[Compari
     """The first entry with each other one, where both have values of single samples."""
     found = []
     for metric in metrics:
+        name = spoken(metric, entries[0].results)
         first = sample_means(entries[0].results, metric)
         for other in entries[1:]:
             difference = paired_bootstrap(first, sample_means(other.results, metric))
             if difference is not None:
-                found.append(Comparison(metric, entries[0].label, other.label, difference))
+                found.append(Comparison(name, entries[0].label, other.label, difference))
     return found

@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from benchmarks.base import ErrorMesh
-from benchmarks.report.boards import Board, Entry
+from benchmarks.report.boards import Board, Entry, spoken
 from benchmarks.report.statistics import area_percent, mean_curve
 
-WIDTH, HEIGHT = 560, 300  # of a plot
-LEFT, RIGHT, TOP, BOTTOM = 44, 12, 12, 40  # its margins
+WIDTH, HEIGHT = 560, 310  # of a plot
+LEFT, RIGHT, TOP, BOTTOM = 44, 12, 22, 40  # its margins
 MOST_VERTICES = 6000  # of a mesh in the page
 FINEST = 128  # cells along its longest side
 KEY = np.array([1, 2 * FINEST, 4 * FINEST**2])  # makes one number of a cell
@@ -68,7 +68,8 @@ def _plot(name: str, entries: list[Entry]) -> Plot | None:
     steps = np.linspace(0, 1, 6).tolist()
     x_ticks = [(_place(most * s, 0.0, most)[0], f"{most * s:g}") for s in steps]
     y_ticks = [(_place(0.0, 100 * s, most)[1], f"{100 * s:g}") for s in steps]
-    return Plot(name, most, lines, x_ticks, y_ticks)
+    title = spoken(name, [result for entry in entries for result in entry.results])
+    return Plot(title, most, lines, x_ticks, y_ticks)
 
 
 def _path(curve: NDArray[np.float64], most: float) -> str:

@@ -12,13 +12,14 @@ from benchmarks.report.boards import BASELINE, OURS, PAPER, Block, Board, Column
 from benchmarks.report.drawings import (
     HEIGHT,
     LEFT,
+    TOP,
     WIDTH,
     last_picture,
     mesh_scale,
     packed_mesh,
     plots,
 )
-from benchmarks.report.runs import Found, find_runs
+from benchmarks.report.runs import Found
 from benchmarks.report.statistics import Figure, over_seeds
 from core.errors import DataError
 
@@ -30,21 +31,19 @@ LEGEND = (
 MARKS = {OURS: "", BASELINE: " (baseline)", PAPER: ""}
 
 
-def write_report(places: list[str], folder: Path) -> list[Path]:
-    """Reads results and writes index.html, report.md and report.tex.
+def write_report(found: Found, folder: Path) -> list[Path]:
+    """Writes index.html, report.md and report.tex.
 
     Args:
-        places: files, folders or patterns of results.
+        found: the results.
         folder: where to; it is made.
 
     Returns:
         What was written.
 
     Raises:
-        AssetNotFoundError: there are no results.
         DataError: the folder cannot be written to.
     """
-    found = find_runs(places)
     boards = make_boards(found.runs)
     files = {"index.html": to_html, "report.md": to_markdown, "report.tex": to_tex}
     texts = {folder / name: text(boards, found) for name, text in files.items()}
@@ -96,7 +95,7 @@ def to_html(boards: list[Board], found: Found) -> str:
         written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         style=(TEMPLATES / "style.css").read_text(encoding="utf-8"),
         script=(TEMPLATES / "viewer.js").read_text(encoding="utf-8"),
-        plot={"width": WIDTH, "height": HEIGHT, "left": LEFT},
+        plot={"width": WIDTH, "height": HEIGHT, "left": LEFT, "top": TOP},
     )
 
 
