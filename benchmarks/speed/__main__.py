@@ -1,4 +1,4 @@
-"""The command line: ``python -m benchmarks.speed render|step|data|gpu``."""
+"""The command line: ``python -m benchmarks.speed render|step|data|index|gpu``."""
 
 import argparse
 import sys
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.speed import gpu, meshes, reading, report, stages, training
+from benchmarks.speed import gpu, index, meshes, reading, report, stages, training
 from benchmarks.speed.timing import Timing, measure
 from core.cores import available_cores
 from core.errors import MonofaceError
@@ -31,10 +31,15 @@ def parser() -> argparse.ArgumentParser:
         ("render", "the stages of rendering"),
         ("step", "training steps"),
         ("data", "the reader"),
+        ("index", "the first batch of a large set of shards"),
         ("gpu", "tests and figures of the GPU, into benchmarks/speed/results"),
     ]:
         found[name] = parts.add_parser(name, help=help_)
+    for name, value in (("frames", 6_000_000), ("clips", 150_000), ("shards", 2_400)):
+        found["index"].add_argument(f"--{name}", type=_positive, default=value)
     for name, part in found.items():
+        if name == "index":
+            continue
         part.add_argument("--rounds", type=_positive, default=15, help="samples of each")
         part.add_argument("--wait-quiet", action="store_true", help="until others leave the cores")
         if name != "gpu":
@@ -112,12 +117,26 @@ def data(given: argparse.Namespace) -> dict[str, Timing]:
         return timings
 
 
+def large_index(given: argparse.Namespace) -> int:
+    """Simulated, once."""
+    with tempfile.TemporaryDirectory() as folder:
+        found = index.run(Path(folder) / "set", given.frames, given.clips, given.shards)
+    print(
+        f"{given.frames} frames in {given.clips} clips: first batch after {found.wall_s:.2f} s, "
+        f"{found.core_s:.2f} s of a core; memory: modules {found.modules_gb:.3f} GB, with index "
+        f"{found.opened_gb:.3f}, with the batch {found.peak_gb:.3f}"
+    )
+    return 0
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Measure, print, write."""
     given = parser().parse_args(arguments)
     try:
         if given.command == "gpu":
             return gpu.run(given.rounds, given.wait_quiet)
+        if given.command == "index":
+            return large_index(given)
         timings = {"render": render, "step": step, "data": data}[given.command](given)
     except MonofaceError as error:
         sys.stderr.write(f"error: {error}\n")
