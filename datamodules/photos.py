@@ -20,7 +20,7 @@ from core.detect import FaceDetector
 from core.errors import AssetNotFoundError, DataError
 from core.image_files import read_image
 from datamodules.landmark_files import read_landmarks, read_video_landmarks
-from datamodules.reading import INSIDE
+from datamodules.reading import INSIDE, LARGEST
 
 log = logging.getLogger(__name__)
 
@@ -334,6 +334,12 @@ class _Reader:
                 f"only {int((inside & seen).sum())} of {int(seen.sum())} landmarks are in the "
                 f"image of {width} x {height} pixels"
             )
+        if seen.any() and points[seen].isfinite().all():
+            span = float((points[seen].amax(0) - points[seen].amin(0)).max())
+            if span > LARGEST * max(width, height):
+                raise DataError(
+                    f"landmarks {span:.3g} pixels apart in an image of {width} x {height}"
+                )
         if len(points) == 5:
             if not seen.all():
                 raise DataError(f"{int((~seen).sum())} of 5 landmarks are missing; all are needed")

@@ -42,6 +42,7 @@ log = logging.getLogger(__name__)
 
 PATIENCE = 100  # clips in a row without a usable frame after which reading stops
 INSIDE = 0.5  # share of the landmarks that must lie in the image
+LARGEST = 4.0  # ours: longer side of the box of the landmarks / that of the image, at most
 
 MIRRORED = np.array(MIRROR)
 
@@ -227,6 +228,12 @@ class ClipReader:
                 Fault.OUTSIDE,
                 f"{name}: only {inside} of {len(points)} landmarks are in the image of {width} x "
                 f"{height} pixels",
+            )
+        span = max(box[2] - box[0], box[3] - box[1])
+        if span > LARGEST * max(width, height):  # one far point would make a crop of it, endlessly
+            raise UnusableFrameError(
+                Fault.OUTSIDE,
+                f"{name}: landmarks {span:.3g} pixels apart in an image of {width} x {height}",
             )
         if frame.landmarks_3d is not None and not frame.landmarks_3d.isfinite().all():
             raise UnusableFrameError(Fault.NOT_FINITE, f"{name}: NaN or infinite 3D landmarks")

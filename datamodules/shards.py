@@ -43,7 +43,7 @@ from torch import Tensor
 from core.errors import AssetNotFoundError, DataError
 from datamodules.base import FaceDataModule
 from datamodules.clips import Clip, ClipTable, Fault, Frame, Split, UnusableFrameError
-from datamodules.listing import listed_or_divided
+from datamodules.listing import contents, listed_or_divided
 from datamodules.shard_files import FRAME, LANDMARK_BYTES
 
 OPEN_FILES = 64
@@ -160,14 +160,11 @@ class ShardSource:
 
     def _open(self) -> None:
         if not (self.root / "index").is_dir():
-            found = "no such folder"
-            if self.root.is_dir():
-                found = str(sorted(path.name for path in self.root.iterdir())[:6])
             unfinished = ""
             if (self.root / "shards").is_dir():
                 unfinished = " A preparation that did not finish? Run its command again."
             raise AssetNotFoundError(
-                "shards", f"'{self.root}' ({found})", f"Wanted {WANTED}.{unfinished}"
+                "shards", f"'{self.root}' ({contents(self.root)})", f"Wanted {WANTED}.{unfinished}"
             )
         self._frames = _Lines(self.root / "index/frames.npy", FRAME)
         self._names = _Lines(self.root / "index/names.npy")

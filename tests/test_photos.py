@@ -114,6 +114,7 @@ def test_bad_files_are_skipped_counted_and_named(tmp_path, caplog):
     for name in ("truncated", "empty"):
         np.savetxt(tmp_path / f"{name}.txt", FIVE)
     bad = {"nan": FIVE * np.nan, "four": FIVE[:4], "far": FIVE + 9000, "spot": FIVE * 0 + 50}
+    bad["one_far"] = np.where(FIVE[0] == FIVE, 1e9, FIVE)
     for name, points in bad.items():
         photo(tmp_path / f"{name}.png")
         np.savetxt(tmp_path / f"{name}.txt", points)
@@ -124,7 +125,8 @@ def test_bad_files_are_skipped_counted_and_named(tmp_path, caplog):
     for name in ("truncated.jpg", "empty.png", "words.png", *(f"{name}.png" for name in bad)):
         assert f"skipped {name}: " in caplog.text
     assert "0 of 5 landmarks are in the image of 110 x 100 pixels" in caplog.text
-    assert "7 of 8 skipped" in caplog.text
+    assert "landmarks 1e+09 pixels apart in an image of 110 x 100" in caplog.text
+    assert "8 of 9 skipped" in caplog.text
 
 
 def test_nothing_usable_is_an_error(tmp_path):

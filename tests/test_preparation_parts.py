@@ -74,6 +74,10 @@ def test_names_links_and_folders_that_cannot_be_used(raw, tmp_path, monkeypatch)
 def test_a_raw_folder_that_is_something_else(tmp_path, raw):
     with pytest.raises(AssetNotFoundError, match="--raw"):
         make_plan(tmp_path / "nothing", tmp_path / "out", Settings())
+    (tmp_path / "circle").symlink_to("circle")
+    with pytest.raises(DataError, match=r"circle' or .* cannot be a folder"):
+        make_plan(tmp_path / "circle", tmp_path / "out", Settings())
+    (tmp_path / "circle").unlink()
     (tmp_path / "notes.doc").touch()
     with pytest.raises(DataError, match=r"found \['notes.doc'\], wanted .*\.mp4"):
         make_plan(tmp_path, tmp_path / "out", Settings())

@@ -202,7 +202,7 @@ def test_a_root_that_is_something_else(tmp_path, what):
         "other": r"\['frames'\].*prepare",
         "unfinished": "did not finish",
     }
-    with pytest.raises(AssetNotFoundError, match=wanted.get(what, r"\[\]")):
+    with pytest.raises(AssetNotFoundError, match=wanted.get(what, r"\(nothing\)")):
         ShardSource(root)
 
 
