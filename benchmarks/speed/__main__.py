@@ -61,6 +61,7 @@ def parser() -> argparse.ArgumentParser:
         part.add_argument("--threads", type=_positive, nargs="+", default=default)
     data.add_argument("--root", type=Path, help="a tree of frames; default: the embedded set")
     data.add_argument("--size", type=_positive, default=224)
+    data.add_argument("--part", nargs="+", choices=reading.PARTS, default=reading.PARTS)
     data.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2])
     return whole
 
@@ -104,12 +105,16 @@ def step(given: argparse.Namespace) -> dict[str, Timing]:
 def data(given: argparse.Namespace) -> dict[str, Timing]:
     """The given tree, the embedded set if it was made, or a small one."""
     with tempfile.TemporaryDirectory() as folder:
-        root = given.root or (
-            EMBEDDED if EMBEDDED.is_dir() else reading.made(Path(folder) / "small")
-        )
-        rows = reading.candidates(root, given.size, 4, 4, given.workers)
-        shards = Path(folder) / "shards"
-        rows += reading.shard_candidates(shards, given.size, 32, 4, given.workers)
+        rows = []
+        if "tree" in given.part:
+            root = given.root or (
+                EMBEDDED if EMBEDDED.is_dir() else reading.made(Path(folder) / "small")
+            )
+            rows += reading.candidates(root, given.size, 4, 4, given.workers)
+        if {"shards", "prepare"} & {*given.part}:
+            made = reading.Made(Path(folder) / "shards", given.size)
+            rows += made.preparing() if "prepare" in given.part else []
+            rows += made.reading(32, 4, given.workers) if "shards" in given.part else []
         spent: dict[str, list[float]] = {}
         rows = [reading.with_core_time(row, spent) for row in rows]
         timings = measure(rows, given.rounds, given.wait_quiet)
