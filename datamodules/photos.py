@@ -41,6 +41,10 @@ class Photos(LightningDataModule):
     * for a video: ``landmarks``, or ``<name>.npz`` or ``landmarks68.npz`` beside it;
     * insightface's detector, which may find several faces in an image.
 
+    A video is decoded by this very process, frame by frame: one that makes the decoder crash ends
+    the prediction there, and what came before is written already. A process of its own, as the
+    preparation of shards has it, would take seconds to start and a GB, for the rest of one video.
+
     ``datamodules.landmark_files`` says what these files hold. What cannot be read, or shows no
     face, is skipped, counted and logged. Where the detector is needed but not installed, the photos
     with landmarks are done first, then an error names the others.
