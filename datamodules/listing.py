@@ -113,7 +113,7 @@ def entries(folder: Path, left_out: Counter[str]) -> tuple[list[str], list[str]]
             for entry in found:
                 if entry.name.startswith("."):
                     continue
-                if not _is_utf8(entry.name):
+                if not is_utf8(entry.name):
                     left_out["names that are not UTF-8"] += 1
                 elif _is_folder(entry):
                     folders.append(entry.name)
@@ -300,7 +300,8 @@ def face_frame(
     return Frame(image, nowhere, torch.zeros(68), mask, five_points=points)
 
 
-def _is_utf8(name: str) -> bool:
+def is_utf8(name: str) -> bool:
+    """A name that can be written into a text."""
     try:
         name.encode()
     except UnicodeEncodeError:  # the system's bytes, smuggled into a string

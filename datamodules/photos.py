@@ -20,6 +20,7 @@ from core.detect import FaceDetector
 from core.errors import AssetNotFoundError, DataError
 from core.image_files import read_image
 from datamodules.landmark_files import read_landmarks, read_video_landmarks
+from datamodules.listing import closed, is_utf8
 from datamodules.reading import INSIDE, LARGEST
 
 log = logging.getLogger(__name__)
@@ -141,6 +142,8 @@ class Photos(LightningDataModule):
                 "landmarks", f"'{self.landmarks}'", "Give a file: --data.landmarks."
             )
         if self.path.is_dir():
+            if why := closed(self.path):
+                raise DataError(f"'{self.path}' {why}")
             if self.landmarks:
                 raise DataError(
                     f"one file of landmarks, '{self.landmarks}', for the folder '{self.path}': "
@@ -160,6 +163,10 @@ class Photos(LightningDataModule):
     def _people(self) -> list["_Source"]:
         """The photos of each folder that has some."""
         inside = sorted(p for p in self.path.iterdir() if p.is_dir() and p.name not in BESIDE)
+        for folder in inside:
+            if why := closed(folder):
+                log.warning("'%s' left out: %s", folder, why)
+        inside = [folder for folder in inside if not closed(folder)]
         folders = [folder for folder in inside if any(map(_is_photo, folder.iterdir()))]
         return [
             _Source(file, f"{folder.name}/{name}", _beside(file), folder.name)
@@ -364,10 +371,13 @@ def _photos_in(folder: Path) -> list[tuple[Path, str]]:
     Raises:
         DataError: there is none.
     """
-    files = sorted(filter(_is_photo, folder.iterdir()))
+    found = sorted(filter(_is_photo, folder.iterdir()))
+    files = [file for file in found if is_utf8(file.name)]
+    if len(files) < len(found):
+        log.warning("'%s': %d names that are not UTF-8 left out", folder, len(found) - len(files))
     if not files:
-        found = sorted({f.suffix or f.name for f in folder.iterdir()})[:8]
-        raise DataError(f"no photo in '{folder}': found {found}, wanted {sorted(IMAGES)}")
+        names = sorted({ascii(f.suffix or f.name)[1:-1] for f in folder.iterdir()})[:8]
+        raise DataError(f"no photo in '{folder}': found {names}, wanted {sorted(IMAGES)}")
     return list(zip(files, _unique_names(files), strict=True))
 
 

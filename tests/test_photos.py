@@ -129,6 +129,28 @@ def test_bad_files_are_skipped_counted_and_named(tmp_path, caplog):
     assert "8 of 9 skipped" in caplog.text
 
 
+def test_folders_and_names_that_cannot_be_used(tmp_path, caplog, monkeypatch):
+    for name in ("ann/good.jpg", "bob/good.jpg", "ann/gr\udcfcn.jpg"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        photo(tmp_path / name)
+        np.savetxt((tmp_path / name).with_suffix(".txt"), FIVE)
+    scandir = os.scandir
+
+    def opened(path):
+        if Path(path).name in shut:
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", opened)  # root may open anything
+    shut = ["bob"]
+    (batch,) = batches(path=tmp_path, folders_are_people=True)
+    assert batch["sample_ids"] == ["ann/good"]
+    assert "ann': 1 names that are not UTF-8 left out" in caplog.text
+    assert "bob' left out: cannot be opened: Permission denied" in caplog.text
+    with pytest.raises(DataError, match="bob' cannot be opened: Permission denied"):
+        batches(path=tmp_path / "bob")
+
+
 def test_nothing_usable_is_an_error(tmp_path):
     (tmp_path / "a.jpg").write_bytes(b"not a picture")
     np.savetxt(tmp_path / "a.txt", FIVE)
