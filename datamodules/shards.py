@@ -109,6 +109,9 @@ class ShardSource:
         place = self._place(clip, index)
         mask, begin = int(place["mask_bytes"]), int(place["landmarks"])
         count = int(place["mask"]) + mask if mask else begin + LANDMARK_BYTES
+        if count < max(int(place["image"]), begin + LANDMARK_BYTES):
+            where = self._where(clip, index)
+            raise UnusableFrameError(Fault.IMAGE, f"{where}: its line of the index is damaged")
         content = self._read(place, count, clip, index)
         values = np.frombuffer(content, np.float32, LANDMARK_BYTES // 4, begin).reshape(68, 3)
         colours = np.frombuffer(content, np.uint8, int(place["image"]))
@@ -171,7 +174,8 @@ class ShardSource:
         self._clips = _mapped(self.root / "index/clips.npy", CLIP_COLUMNS)
         sizes = _mapped(self.root / "index/shards.npy")
         wanted = int(self._clips["last"].max())
-        if {len(self._frames), len(self._names)} != {wanted}:
+        empty = self._clips["first"] >= self._clips["last"]
+        if {len(self._frames), len(self._names)} != {wanted} or empty.any():
             raise DataError(
                 f"'{self.root / 'index'}': {len(self._frames)} frames and {len(self._names)} names "
                 f"for the clips' {wanted}: its files are not of one index"
@@ -245,7 +249,7 @@ def _mapped(path: Path, columns: tuple[str, ...] | None = None) -> np.ndarray:
     """
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # NumPy's parsers raise a dozen kinds on damaged files
         raise DataError(f"'{path}' is not part of an index of shards: {error}") from error
     if array.ndim != 1 or not len(array) or columns not in (None, array.dtype.names):
         raise DataError(

@@ -188,6 +188,18 @@ def test_damaged_frames_are_unusable(root):
     assert caught.value.fault == Fault.IMAGE
 
 
+def test_a_damaged_line_of_the_index_is_an_unusable_frame(root):
+    table = np.load(root / "index/frames.npy")
+    table["landmarks"][table["mask_bytes"] > 0] = 2**30
+    np.save(root / "index/frames.npy", table)
+    source = ShardSource(root)
+    clip = source.clips("train")[0]
+    assert source.read(clip, 0).image.shape == (3, SIZE, SIZE)
+    with pytest.raises(UnusableFrameError, match=r"000001.jpg: its line of the index") as caught:
+        source.read(clip, 1)
+    assert caught.value.fault == Fault.IMAGE
+
+
 @pytest.mark.parametrize("what", ["nothing", "empty", "other", "unfinished"])
 def test_a_root_that_is_something_else(tmp_path, what):
     root = tmp_path / "set"
@@ -215,9 +227,11 @@ def test_shards_and_index_have_to_fit(root):
     path.unlink()
     with pytest.raises(DataError, match="no such file"):
         ShardSource(root)
-    (root / "index/frames.npy").write_bytes(b"something")
-    with pytest.raises(DataError, match="not part of an index"):
-        ShardSource(root)
+    header = b"\x93NUMPY\x01\x00v\x00{'descr': '<f8', (".ljust(128)
+    for content in (b"something", b"", header):
+        (root / "index/frames.npy").write_bytes(content)
+        with pytest.raises(DataError, match="not part of an index"):
+            ShardSource(root)
     np.save(root / "index/frames.npy", np.zeros(3))
     with pytest.raises(DataError, match="float64"):
         ShardSource(root)

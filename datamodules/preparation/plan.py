@@ -178,11 +178,12 @@ def make_plan(
     """
     try:
         raw, out = raw.resolve(), out.resolve()
-    except (OSError, RuntimeError) as error:  # links in a circle
-        raise DataError(f"'{raw}' or '{out}' cannot be a folder: {error}") from error
-    path = out / "plan.json"
-    if not path.is_file():
+        path = out / "plan.json"
+        begun = path.is_file()
         found = [path.name for path in out.iterdir()] if out.is_dir() else []
+    except (OSError, RuntimeError) as error:  # no permission; links in a circle
+        raise DataError(f"'{raw}' or '{out}' cannot be used: {error}") from error
+    if not begun:
         foreign = [name for name in found if not name.startswith(".")]
         if foreign and not path.is_file():  # somebody else may have begun just now
             raise DataError(
