@@ -4,10 +4,15 @@ Shift, scale, rotation and flip are matrices, so that images, masks and landmark
 resampled once, when the crop is cut out; colours change by a matrix, too; something may cover a
 part of the face.
 
-All of it is done by the reading processes, on 8 bits. Colours and covers could be left to the GPU
-and to kornia, once the batch is there, but they take a twentieth of the time that such a frame
-needs here; and kornia draws from torch's generator, in the order of the batches, while here what is
-drawn depends on seed, turn and clip only, whatever is resumed and by however many processes.
+All of it is done by the reading processes, on 8 bits, not on the finished batch by kornia:
+
+* There, shift, scale and rotation would be a second resampling, and bring in black borders; here
+  they are a part of the first one, and bring in the image.
+* Colours and cover take 0.05 ms of a core for a frame of 224 pixels, a twenty-fifth of what an
+  augmented frame takes; kornia's ColorJiggle and RandomErasing 4.3 ms (batches of 32, the same
+  core). A GPU would do it in less, but save no more than that twenty-fifth.
+* kornia draws from torch's generator, in the order of the batches. Here what is drawn depends on
+  seed, turn and clip only: whatever is resumed, by however many processes, with or without a GPU.
 """
 
 import math

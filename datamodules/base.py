@@ -21,7 +21,15 @@ from core.errors import DataError
 from datamodules.augment import Augmentation
 from datamodules.batch_memory import BatchMemory
 from datamodules.choice import Choice, Random, Spread
-from datamodules.clips import Clip, ClipSource, Fault, Frame, Split, UnusableFrameError
+from datamodules.clips import (
+    Clip,
+    ClipSource,
+    Fault,
+    Frame,
+    Split,
+    UnusableFrameError,
+    identities,
+)
 from datamodules.reading import ByteBatch, ClipDataset, ClipReader, collate, in_floats
 from datamodules.sampler import EpochSampler, ResumableLoader
 from datamodules.workers import keep_freed_memory
@@ -110,7 +118,7 @@ class FaceDataModule(LightningDataModule):
         self.workers, self.seed = workers, seed
         self.prefix = ""  # of the sample ids
         self._source: ClipSource | None = None
-        self._listed: dict[Split, list[Clip]] = {}
+        self._listed: dict[Split, Sequence[Clip]] = {}
         self._readers: dict[Use, ClipReader] = {}
 
     def source(self) -> ClipSource:
@@ -234,7 +242,7 @@ class FaceDataModule(LightningDataModule):
                 f"{self._source}: no clips in the split '{split}'; put some identities there"
             )
         assert self._source is not None
-        clips: Sequence[Clip] = self._listed[split]
+        clips = self._listed[split]
         training = use == "train"
         choice: Choice
         if use == "predict":
@@ -322,9 +330,9 @@ class FaceDataModule(LightningDataModule):
         )
 
 
-def _check_disjoint(clips: dict[Split, list[Clip]], where: str) -> None:
+def _check_disjoint(clips: dict[Split, Sequence[Clip]], where: str) -> None:
     """Raise DataError if an identity is in two splits."""
-    people = {split: {clip.identity for clip in found} for split, found in clips.items()}
+    people = {split: identities(found) for split, found in clips.items()}
     for one, other in combinations(people, 2):
         if both := people[one] & people[other]:
             raise DataError(

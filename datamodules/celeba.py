@@ -43,6 +43,7 @@ from datamodules.listing import (
     Listing,
     entries,
     face_frame,
+    first_file,
     image_clips,
     load_image,
     load_landmarks,
@@ -159,7 +160,7 @@ class Celebrities(Listing):
         image = load_image(self.images / name.decode())
         if self.landmarks:
             files = [self.landmarks / f"{stem(name.decode())}{end}" for end in (".npy", ".txt")]
-            if file := next((file for file in files if file.is_file()), None):
+            if file := first_file(files):
                 return face_frame(image, *load_landmarks(file))
         row = np.searchsorted(self.names, name)
         if row == len(self.names) or self.names[row] != name:

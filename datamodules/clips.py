@@ -1,12 +1,12 @@
 """What a dataset gives: clips, their frames, and why a frame cannot be used."""
 
 import enum
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, runtime_checkable
+from typing import Literal, Protocol, overload, runtime_checkable
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
 Split = Literal["train", "val", "test"]
@@ -107,6 +107,52 @@ class MergedClip(Clip):
         raise IndexError(f"{self.name}: no frame {index} beyond the last one")
 
 
+class ClipTable(Sequence[Clip]):
+    """Clips that are made when they are asked for: a million of them take 500 MB, their table 64.
+
+    Args:
+        table: one line a clip: name and identity, bytes, UTF-8; first, last: its frames.
+        rows: the lines of these clips.
+        names: of the frames from first to last.
+    """
+
+    def __init__(
+        self,
+        table: np.ndarray,
+        rows: Int64[np.ndarray, " n"],
+        names: Callable[[int, int], np.ndarray],
+    ) -> None:
+        self.table, self.rows, self.names = table, rows, names
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @overload
+    def __getitem__(self, index: int) -> Clip: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Clip]: ...
+    def __getitem__(self, index: int | slice) -> Clip | list[Clip]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        name, identity, first, last = self.table[self.rows[index]].item()
+        return Clip(name.decode(), identity.decode(), self.names(first, last))
+
+
+def frame_counts(clips: Sequence[Clip]) -> Int64[np.ndarray, " n"]:
+    """How many frames each clip has."""
+    if isinstance(clips, ClipTable):
+        counts = clips.table["last"] - clips.table["first"]
+        return counts[clips.rows].astype(np.int64)
+    return np.array([len(clip.frames) for clip in clips], np.int64)
+
+
+def identities(clips: Sequence[Clip]) -> set[str]:
+    """Who is in the clips."""
+    if isinstance(clips, ClipTable):
+        return {name.decode() for name in set(clips.table["identity"][clips.rows].tolist())}
+    return {clip.identity for clip in clips}
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Frame:
     """One frame as read; what is wrong with it beyond its types is found out by the reader.
@@ -134,7 +180,7 @@ class Frame:
 class ClipSource(Protocol):
     """A dataset; has to be picklable."""
 
-    def clips(self, split: Split) -> list[Clip]:
+    def clips(self, split: Split) -> Sequence[Clip]:
         """All clips of a split that have frames, in an order that does not change."""
 
     def read(self, clip: Clip, index: int) -> Frame:

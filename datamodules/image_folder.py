@@ -42,6 +42,8 @@ from datamodules.listing import (
     Listing,
     clips_by_split,
     face_frame,
+    faulty,
+    first_file,
     image_clips,
     listed_or_divided,
     load_image,
@@ -114,13 +116,14 @@ class Photographs(Listing):
             DataError: it holds something else, two roots have one name, or the lists in ``splits``
                 overlap.
         """
+        for path in roots:
+            require_folder("Photographs", path, WANTED)
         named = {path.resolve().name: path for path in roots}
         if not roots or len(named) < len(roots):
             raise DataError(f"root: {[str(path) for path in roots]}, wanted folders of other names")
         left_out: Counter[str] = Counter()
         found: list[tuple[str, str]] = []  # identity, path
         for name, root in named.items():
-            require_folder("Photographs", root, WANTED)
             fault: Counter[str] = Counter()
             paths = _images_of(root, fault)
             report(root, len(paths), WANTED, fault)
@@ -154,10 +157,12 @@ class Photographs(Listing):
         files = [
             folder / place / f"{stem(name)}{suffix}" for place in POINTS for suffix in LANDMARKS
         ]
-        found = next((file for file in files if file.is_file()), files[0])
+        found = first_file(files) or files[0]
         points, confidence = load_landmarks(found)
         image, mask = load_image(folder / name), None
-        if (folder / MASKS).is_dir():
+        with faulty(Fault.MASK):
+            masked = (folder / MASKS).is_dir()
+        if masked:
             mask = load_image(folder / MASKS / f"{stem(name)}.png", "L", Fault.MASK)
         return face_frame(image, points, confidence, mask)
 

@@ -62,7 +62,7 @@ def read_video_landmarks(path: Path) -> tuple[Float[Tensor, "f k 2"], Float[Tens
     values = arrays["landmarks"]
     shape = values.shape
     _require(
-        len(shape) == 3 and shape[1] in COUNTS and shape[2] in (2, 3),
+        len(shape) == 3 and shape[0] > 0 and shape[1] in COUNTS and shape[2] in (2, 3),
         path,
         f"'landmarks' of shape {shape}, wanted (frames, 5 or 68, 2)",
     )

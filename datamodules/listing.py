@@ -9,7 +9,7 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -54,10 +54,34 @@ class Listing:
 
 def require_folder(dataset: str, root: Path, wanted: str, licence: str | None = None) -> None:
     """Raise AssetNotFoundError unless there is such a folder; ``wanted`` says what is in it."""
-    if not root.is_dir():
+    if why := closed(root):
         raise AssetNotFoundError(
-            dataset, f"'{root}'", f"Wanted a folder with {wanted}; give it as --data.root.", licence
+            dataset,
+            f"'{root}' ({why})",
+            f"Wanted a folder with {wanted}; give it as --data.root.",
+            licence,
         )
+
+
+def closed(folder: Path) -> str:
+    """Why a folder cannot be looked into; empty if it can."""
+    try:
+        os.scandir(folder).close()
+    except FileNotFoundError:
+        return "no such folder"
+    except NotADirectoryError:
+        return "a file"
+    except OSError as error:  # among them links in a circle
+        return f"cannot be opened: {error.strerror}"
+    return ""
+
+
+def contents(folder: Path) -> str:
+    """What is in a folder, for messages, or why that cannot be said."""
+    if why := closed(folder):
+        return why
+    names = sorted(path.name.encode(errors="replace").decode() for path in folder.iterdir())
+    return str(names[:6]) if names else "nothing"
 
 
 def report(root: Path, count: int, wanted: str, left_out: Counter[str]) -> None:
@@ -73,8 +97,7 @@ def report(root: Path, count: int, wanted: str, left_out: Counter[str]) -> None:
         DataError: no frame was found; says what is in the folder instead.
     """
     if not count:
-        found = sorted(path.name.encode(errors="replace").decode() for path in root.iterdir())
-        text = f"no frames in '{root}': found {found[:6] or 'nothing'}, wanted {wanted}"
+        text = f"no frames in '{root}': found {contents(root)}, wanted {wanted}"
         if left_out:
             text += "; left out: " + ", ".join(f"{n} {kind}" for kind, n in left_out.items())
         raise DataError(text)
@@ -90,7 +113,7 @@ def entries(folder: Path, left_out: Counter[str]) -> tuple[list[str], list[str]]
             for entry in found:
                 if entry.name.startswith("."):
                     continue
-                if not _is_utf8(entry.name):
+                if not is_utf8(entry.name):
                     left_out["names that are not UTF-8"] += 1
                 elif _is_folder(entry):
                     folders.append(entry.name)
@@ -155,17 +178,18 @@ def listed_or_divided(folder: Path, people: Sequence[str], seed: int = 0) -> dic
         seed: of ``divide``.
 
     Raises:
-        DataError: the lists overlap or name nobody.
+        DataError: the lists overlap, name nobody or are not UTF-8.
     """
-    lists = {split: folder / f"{split}.txt" for split in get_args(Split)}
-    if not any(path.is_file() for path in lists.values()):
+    lists = {split: _lines(folder / f"{split}.txt") for split in get_args(Split)}
+    if not any(lines is not None for lines in lists.values()):
         return divide(people, seed)
     known, names = set(people), {}
-    for split, path in lists.items():
-        lines = path.read_text().splitlines() if path.is_file() else []
-        listed = {text for line in lines if (text := line.partition("#")[0].strip())}
+    for split, lines in lists.items():
+        listed = {text for line in lines or () if (text := line.partition("#")[0].strip())}
         if absent := listed - known:
-            log.warning("'%s': %d of %d have no frames", path, len(absent), len(listed))
+            log.warning(
+                "'%s/%s.txt': %d of %d have no frames", folder, split, len(absent), len(listed)
+            )
         names[split] = sorted(listed & known)
     for one, other in (("train", "val"), ("train", "test"), ("val", "test")):
         if both := set(names[one]) & set(names[other]):
@@ -176,6 +200,20 @@ def listed_or_divided(folder: Path, people: Sequence[str], seed: int = 0) -> dic
     if not any(names.values()):
         raise DataError(f"'{folder}' names none of the identities, e.g. '{min(people)}'")
     return names
+
+
+def _lines(path: Path) -> list[str] | None:
+    """Of a text, which some editors begin with a mark; None if there is none.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    try:
+        return path.read_text("utf-8-sig").splitlines()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"'{path}' is not a list of names in UTF-8: {error}") from error
 
 
 def clips_by_split(clips: Iterable[Clip], people: dict[str, list[str]]) -> dict[str, list[Clip]]:
@@ -201,6 +239,15 @@ def image_clips(images: Iterable[tuple[str, str]], by_person: bool) -> list[Clip
         frames = clips.setdefault(person if by_person else stem(path), (person, []))[1]
         frames.append(path.rpartition("/")[2].encode())
     return [Clip(name, person, np.array(frames)) for name, (person, frames) in clips.items()]
+
+
+def first_file(paths: Iterable[Path]) -> Path | None:
+    """The first one that is there; in folders that may not be entered there is none."""
+    for path in paths:
+        with suppress(OSError):
+            if path.is_file():
+                return path
+    return None
 
 
 def load_image(
@@ -253,7 +300,8 @@ def face_frame(
     return Frame(image, nowhere, torch.zeros(68), mask, five_points=points)
 
 
-def _is_utf8(name: str) -> bool:
+def is_utf8(name: str) -> bool:
+    """A name that can be written into a text."""
     try:
         name.encode()
     except UnicodeEncodeError:  # the system's bytes, smuggled into a string

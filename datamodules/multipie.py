@@ -44,6 +44,7 @@ from datamodules.listing import (
     Listing,
     clips_by_split,
     face_frame,
+    first_file,
     listed_or_divided,
     load_image,
     load_landmarks,
@@ -98,6 +99,14 @@ class MultiPIE(FaceDataModule):
         return Shots.scan(self.root, self.landmarks, self.split_seed)
 
 
+def _has_shots(root: Path) -> bool:
+    return any(
+        SHOT.fullmatch(stem(name))
+        for _, files in walk(root, Counter())
+        for name in with_suffix(files, IMAGES)
+    )
+
+
 @dataclass(frozen=True)
 class Shots(Listing):
     """The images that have landmarks; frames are paths below the root.
@@ -123,6 +132,8 @@ class Shots(Listing):
         """
         require_folder("Multi-PIE", root, WANTED, LICENCE)
         if not landmarks.is_dir():
+            if not _has_shots(root):
+                report(root, 0, WANTED, Counter())
             raise AssetNotFoundError(
                 "Landmarks for Multi-PIE",
                 f"'{landmarks}'",
@@ -166,7 +177,7 @@ class Shots(Listing):
             for name in (path.with_suffix(""), path.stem)
             for suffix in (".npy", ".txt")
         ]
-        found = next((file for file in files if file.is_file()), files[0])
+        found = first_file(files) or files[0]
         return face_frame(image, *load_landmarks(found))
 
 

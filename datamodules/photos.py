@@ -20,7 +20,8 @@ from core.detect import FaceDetector
 from core.errors import AssetNotFoundError, DataError
 from core.image_files import read_image
 from datamodules.landmark_files import read_landmarks, read_video_landmarks
-from datamodules.reading import INSIDE
+from datamodules.listing import closed, is_utf8
+from datamodules.reading import INSIDE, LARGEST
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +41,10 @@ class Photos(LightningDataModule):
       ``detections/`` or ``landmarks/`` beside it;
     * for a video: ``landmarks``, or ``<name>.npz`` or ``landmarks68.npz`` beside it;
     * insightface's detector, which may find several faces in an image.
+
+    A video is decoded by this very process, frame by frame: one that makes the decoder crash ends
+    the prediction there, and what came before is written already. A process of its own, as the
+    preparation of shards has it, would take seconds to start and a GB, for the rest of one video.
 
     ``datamodules.landmark_files`` says what these files hold. What cannot be read, or shows no
     face, is skipped, counted and logged. Where the detector is needed but not installed, the photos
@@ -137,6 +142,8 @@ class Photos(LightningDataModule):
                 "landmarks", f"'{self.landmarks}'", "Give a file: --data.landmarks."
             )
         if self.path.is_dir():
+            if why := closed(self.path):
+                raise DataError(f"'{self.path}' {why}")
             if self.landmarks:
                 raise DataError(
                     f"one file of landmarks, '{self.landmarks}', for the folder '{self.path}': "
@@ -156,6 +163,10 @@ class Photos(LightningDataModule):
     def _people(self) -> list["_Source"]:
         """The photos of each folder that has some."""
         inside = sorted(p for p in self.path.iterdir() if p.is_dir() and p.name not in BESIDE)
+        for folder in inside:
+            if why := closed(folder):
+                log.warning("'%s' left out: %s", folder, why)
+        inside = [folder for folder in inside if not closed(folder)]
         folders = [folder for folder in inside if any(map(_is_photo, folder.iterdir()))]
         return [
             _Source(file, f"{folder.name}/{name}", _beside(file), folder.name)
@@ -334,6 +345,12 @@ class _Reader:
                 f"only {int((inside & seen).sum())} of {int(seen.sum())} landmarks are in the "
                 f"image of {width} x {height} pixels"
             )
+        if seen.any() and points[seen].isfinite().all():
+            span = float((points[seen].amax(0) - points[seen].amin(0)).max())
+            if span > LARGEST * max(width, height):
+                raise DataError(
+                    f"landmarks {span:.3g} pixels apart in an image of {width} x {height}"
+                )
         if len(points) == 5:
             if not seen.all():
                 raise DataError(f"{int((~seen).sum())} of 5 landmarks are missing; all are needed")
@@ -354,10 +371,13 @@ def _photos_in(folder: Path) -> list[tuple[Path, str]]:
     Raises:
         DataError: there is none.
     """
-    files = sorted(filter(_is_photo, folder.iterdir()))
+    found = sorted(filter(_is_photo, folder.iterdir()))
+    files = [file for file in found if is_utf8(file.name)]
+    if len(files) < len(found):
+        log.warning("'%s': %d names that are not UTF-8 left out", folder, len(found) - len(files))
     if not files:
-        found = sorted({f.suffix or f.name for f in folder.iterdir()})[:8]
-        raise DataError(f"no photo in '{folder}': found {found}, wanted {sorted(IMAGES)}")
+        names = sorted({ascii(f.suffix or f.name)[1:-1] for f in folder.iterdir()})[:8]
+        raise DataError(f"no photo in '{folder}': found {names}, wanted {sorted(IMAGES)}")
     return list(zip(files, _unique_names(files), strict=True))
 
 

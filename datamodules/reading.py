@@ -25,7 +25,15 @@ from core.errors import DataError
 from core.landmarks import MIRROR
 from datamodules.augment import Augmentation, flip_matrix
 from datamodules.choice import Choice
-from datamodules.clips import FAULTS, Clip, ClipSource, Fault, Frame, UnusableFrameError
+from datamodules.clips import (
+    FAULTS,
+    Clip,
+    ClipSource,
+    Fault,
+    Frame,
+    UnusableFrameError,
+    frame_counts,
+)
 from datamodules.cutting import cut_out, inverse
 from datamodules.masks import keep_hull
 from datamodules.sampler import Draw
@@ -34,6 +42,7 @@ log = logging.getLogger(__name__)
 
 PATIENCE = 100  # clips in a row without a usable frame after which reading stops
 INSIDE = 0.5  # share of the landmarks that must lie in the image
+LARGEST = 4.0  # ours: longer side of the box of the landmarks / that of the image, at most
 
 MIRRORED = np.array(MIRROR)
 
@@ -101,7 +110,7 @@ class ClipReader:
         self.frames, self.choice = frames, choice
         self.size, self.margin, self.min_confidence = size, margin, min_confidence
         self.augmentation, self.seed, self.prefix = augmentation, seed, prefix
-        self.first = np.cumsum([0, *(len(clip.frames) for clip in clips)])
+        self.first = np.concatenate([[0], np.cumsum(frame_counts(clips))])
         self.faults = torch.zeros(int(self.first[-1]), dtype=torch.uint8).share_memory_()
         self._bits = np.random.Philox(key=seed)
         self._state = self._bits.state
@@ -139,8 +148,9 @@ class ClipReader:
         random = self._random(draw)
         for number in range(min(patience, len(self.clips))):
             index = (draw.clip + number) % len(self.clips)
-            if frames := self._chosen(index, random):
-                return self._cut(self.clips[index], frames, random)
+            clip = self.clips[index]
+            if frames := self._chosen(clip, int(self.first[index]), random):
+                return self._cut(clip, frames, random)
         return None
 
     def _random(self, draw: Draw) -> np.random.Generator:
@@ -149,18 +159,24 @@ class ClipReader:
         self._bits.state = self._state
         return np.random.Generator(self._bits)
 
-    def _chosen(self, index: int, random: np.random.Generator) -> list[Loaded]:
-        """Usable frames: as many as wanted, some repeated if there are fewer, or none."""
+    def _chosen(self, clip: Clip, first: int, random: np.random.Generator) -> list[Loaded]:
+        """Usable frames: as many as wanted, some repeated if there are fewer, or none.
+
+        Args:
+            clip: to choose from.
+            first: place of its first frame in the whole set.
+            random: of the draw.
+        """
         best: list[Loaded] = []
         tried: dict[int, Loaded | None] = {}
-        for places in self.choice.attempts(self.clips[index], self.frames, random):
+        for places in self.choice.attempts(clip, self.frames, random):
             chosen: dict[int, Loaded] = {}
             for candidates in places:
                 for frame in map(int, candidates):
                     if frame in chosen:
                         continue
                     if frame not in tried:
-                        tried[frame] = self._load(index, frame)
+                        tried[frame] = self._load(clip, frame, first + frame)
                     if loaded := tried[frame]:
                         chosen[frame] = loaded
                         break
@@ -171,17 +187,15 @@ class ClipReader:
             return best
         return [best[place % len(best)] for place in range(self.frames)]
 
-    def _load(self, index: int, frame: int) -> Loaded | None:
-        """The frame, read and checked, or None if it is unusable."""
-        place = int(self.first[index]) + frame
+    def _load(self, clip: Clip, frame: int, place: int) -> Loaded | None:
+        """The frame, at its place in the whole set, read and checked, or None if it is unusable."""
         if place in self._kept:
             return self._kept[place]
         if self.faults[place]:
             return None
         try:
-            clip, own = self.clips[index].at(frame)
-            found = self.source.read(clip, own)
-            loaded = self._checked(frame, found, self.sample_id(self.clips[index], frame))
+            found = self.source.read(*clip.at(frame))
+            loaded = self._checked(frame, found, self.sample_id(clip, frame))
         except UnusableFrameError as error:
             if not (self.faults == error.fault).any():
                 log.warning("frame left out, %s: %s", FAULTS[error.fault], error)
@@ -214,6 +228,12 @@ class ClipReader:
                 Fault.OUTSIDE,
                 f"{name}: only {inside} of {len(points)} landmarks are in the image of {width} x "
                 f"{height} pixels",
+            )
+        span = max(box[2] - box[0], box[3] - box[1])
+        if span > LARGEST * max(width, height):  # one far point would make a crop of it, endlessly
+            raise UnusableFrameError(
+                Fault.OUTSIDE,
+                f"{name}: landmarks {span:.3g} pixels apart in an image of {width} x {height}",
             )
         if frame.landmarks_3d is not None and not frame.landmarks_3d.isfinite().all():
             raise UnusableFrameError(Fault.NOT_FINITE, f"{name}: NaN or infinite 3D landmarks")

@@ -19,16 +19,17 @@ On disk:
 
 * Pixels: origin at the top left corner of the crop, centre of the first pixel (0.5, 0.5), y down.
   Landmarks: iBUG order.
-* The index is mapped into memory, so the pages that are used are shared by all processes. A frame
-  is read by one call, at its place, whatever the order: the order of training is as random as for
-  single files.
+* Of the index only the table of clips is mapped into memory, which all processes share; lines and
+  names of frames are read when a frame is (mapped, they would come in pieces of up to 2 MB, and
+  count). A frame is read by one call, at its place, whatever the order: the order of training is as
+  random as for single files.
 * Reading processes keep at most ``OPEN_FILES`` files open.
 
 Written by ``python -m datamodules prepare``, with ``datamodules.shard_files``.
 """
 
-import gc
 import os
+from bisect import bisect_left
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -36,16 +37,17 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Int64, UInt8
 from torch import Tensor
 
 from core.errors import AssetNotFoundError, DataError
 from datamodules.base import FaceDataModule
-from datamodules.clips import Clip, Fault, Frame, Split, UnusableFrameError
-from datamodules.listing import clips_by_split, listed_or_divided
+from datamodules.clips import Clip, ClipTable, Fault, Frame, Split, UnusableFrameError
+from datamodules.listing import contents, listed_or_divided
 from datamodules.shard_files import FRAME, LANDMARK_BYTES
 
 OPEN_FILES = 64
+CLIP_COLUMNS = "name", "identity", "first", "last"
 WANTED = "shards/00000.tar and index/frames.npy, as `python -m datamodules prepare` writes them"
 
 
@@ -94,9 +96,9 @@ class ShardSource:
     def __str__(self) -> str:
         return f"'{self.root}'"
 
-    def clips(self, split: Split) -> list[Clip]:
+    def clips(self, split: Split) -> ClipTable:
         """The clips of a split, sorted by name."""
-        return self._splits[split]
+        return ClipTable(self._clips, self._splits[split], self._names.read)
 
     def read(self, clip: Clip, index: int) -> Frame:
         """One frame.
@@ -107,6 +109,9 @@ class ShardSource:
         place = self._place(clip, index)
         mask, begin = int(place["mask_bytes"]), int(place["landmarks"])
         count = int(place["mask"]) + mask if mask else begin + LANDMARK_BYTES
+        if count < max(int(place["image"]), begin + LANDMARK_BYTES):
+            where = self._where(clip, index)
+            raise UnusableFrameError(Fault.IMAGE, f"{where}: its line of the index is damaged")
         content = self._read(place, count, clip, index)
         values = np.frombuffer(content, np.float32, LANDMARK_BYTES // 4, begin).reshape(68, 3)
         colours = np.frombuffer(content, np.uint8, int(place["image"]))
@@ -129,8 +134,10 @@ class ShardSource:
 
     def _place(self, clip: Clip, index: int) -> np.void:
         """A frame's line of the index."""
-        first, last = self._rows[clip.name]
-        return self._frames[first + int(self._names[first:last].searchsorted(clip.frames[index]))]
+        row = bisect_left(self._clips["name"], clip.name.encode())
+        first, last = int(self._clips["first"][row]), int(self._clips["last"][row])
+        first += int(self._names.read(first, last).searchsorted(clip.frames[index]))
+        return self._frames.read(first, first + 1)[0]
 
     def _read(self, place: np.void, count: int, clip: Clip, index: int) -> bytearray:
         try:
@@ -156,19 +163,23 @@ class ShardSource:
 
     def _open(self) -> None:
         if not (self.root / "index").is_dir():
-            found = "no such folder"
-            if self.root.is_dir():
-                found = str(sorted(path.name for path in self.root.iterdir())[:6])
             unfinished = ""
             if (self.root / "shards").is_dir():
                 unfinished = " A preparation that did not finish? Run its command again."
             raise AssetNotFoundError(
-                "shards", f"'{self.root}' ({found})", f"Wanted {WANTED}.{unfinished}"
+                "shards", f"'{self.root}' ({contents(self.root)})", f"Wanted {WANTED}.{unfinished}"
             )
-        self._frames = self._array("frames", FRAME)
-        self._names = self._array("names")
-        clips = self._array("clips")
-        sizes = self._array("shards")
+        self._frames = _Lines(self.root / "index/frames.npy", FRAME)
+        self._names = _Lines(self.root / "index/names.npy")
+        self._clips = _mapped(self.root / "index/clips.npy", CLIP_COLUMNS)
+        sizes = _mapped(self.root / "index/shards.npy")
+        wanted = int(self._clips["last"].max())
+        empty = self._clips["first"] >= self._clips["last"]
+        if {len(self._frames), len(self._names)} != {wanted} or empty.any():
+            raise DataError(
+                f"'{self.root / 'index'}': {len(self._frames)} frames and {len(self._names)} names "
+                f"for the clips' {wanted}: its files are not of one index"
+            )
         self._files = _OpenFiles(self.root / "shards")
         for shard, size in enumerate(sizes.tolist()):
             path = self._files.path(shard)
@@ -178,37 +189,73 @@ class ShardSource:
                     f"'{path}': {got} bytes, wanted {size} by the index: copy the shards again, or "
                     "remove shards and index and prepare them again"
                 )
-        collected = gc.isenabled()
-        gc.disable()  # or it looks for cycles again and again among millions of new objects
-        try:
-            self._list(clips)
-        finally:
-            if collected:
-                gc.enable()
+        self._splits = self._divided()
 
-    def _list(self, clips: np.ndarray) -> None:
-        """The clips of each split, and where the frames of each are."""
-        first, last = clips["first"].tolist(), clips["last"].tolist()
-        names = [name.decode() for name in clips["name"].tolist()]
-        people = [name.decode() for name in clips["identity"].tolist()]
-        self._rows = dict(zip(names, zip(first, last, strict=True), strict=True))
-        division = listed_or_divided(self.root / "splits", sorted(set(people)))
+    def _divided(self) -> dict[str, Int64[np.ndarray, " _"]]:
+        """The lines of each split's clips."""
+        person = self._clips["identity"]
+        starts = np.flatnonzero(np.append(True, person[1:] != person[:-1]))  # of somebody's clips
+        people, number = np.unique(person[starts], return_inverse=True)
+        known = [name.decode() for name in people.tolist()]
+        division = listed_or_divided(self.root / "splits", known)
         division["train"] = division["train"][: self.identities]
-        listed = (
-            Clip(name, person, self._names[begin:end])
-            for name, person, begin, end in zip(names, people, first, last, strict=True)
-        )
-        self._splits = clips_by_split(listed, division)
+        lengths = np.diff(np.append(starts, len(person)))
+        rows = {}
+        for split, names in division.items():
+            chosen = np.isin(people, [name.encode() for name in names])
+            rows[split] = np.flatnonzero(np.repeat(chosen[number], lengths))
+        return rows
 
-    def _array(self, name: str, kind: np.dtype | None = None) -> np.ndarray:
-        path = self.root / "index" / f"{name}.npy"
-        try:
-            array = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError) as error:
-            raise DataError(f"'{path}' is not part of an index of shards: {error}") from error
-        if array.ndim != 1 or (kind and array.dtype != kind):
-            raise DataError(f"'{path}': {array.dtype} {array.shape}, wanted {kind} in one row")
-        return np.asarray(array)  # a plain view: slices of a memmap are slow to make
+
+class _Lines:
+    """The lines of one of the index's files, read when they are asked for.
+
+    Args:
+        path: the .npy file.
+        kind: of a line; None = any.
+
+    Raises:
+        DataError: it is something else.
+    """
+
+    def __init__(self, path: Path, kind: np.dtype | None = None) -> None:
+        self._descriptor = -1
+        array = _mapped(path)
+        if kind and array.dtype != kind:
+            raise DataError(f"'{path}': lines of {array.dtype}, wanted {kind}")
+        self._kind, self._length = array.dtype, len(array)
+        self._start = path.stat().st_size - array.nbytes
+        self._descriptor = os.open(path, os.O_RDONLY)
+
+    def __del__(self) -> None:
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+
+    def __len__(self) -> int:
+        return self._length
+
+    def read(self, first: int, last: int) -> np.ndarray:
+        """From one line to before another."""
+        size = self._kind.itemsize
+        content = os.pread(self._descriptor, (last - first) * size, self._start + first * size)
+        return np.frombuffer(content, self._kind)
+
+
+def _mapped(path: Path, columns: tuple[str, ...] | None = None) -> np.ndarray:
+    """A file of the index, which has these columns, if any are named.
+
+    Raises:
+        DataError: it is something else.
+    """
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except Exception as error:  # NumPy's parsers raise a dozen kinds on damaged files
+        raise DataError(f"'{path}' is not part of an index of shards: {error}") from error
+    if array.ndim != 1 or not len(array) or columns not in (None, array.dtype.names):
+        raise DataError(
+            f"'{path}': {array.dtype} {array.shape}, wanted a row of {columns or 'lines'}"
+        )
+    return np.asarray(array)  # a plain view: slices of a memmap are slow to make
 
 
 class _OpenFiles:

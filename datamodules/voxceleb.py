@@ -45,7 +45,7 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
-from core.errors import AssetNotFoundError, DataError
+from core.errors import DataError
 from datamodules.base import (
     Clip,
     FaceDataModule,
@@ -56,9 +56,11 @@ from datamodules.base import (
 )
 from datamodules.listing import (
     IMAGES,
+    contents,
     entries,
     listed_or_divided,
     load_image,
+    require_folder,
     stem,
     with_suffix,
 )
@@ -67,6 +69,7 @@ from datamodules.voxceleb_videos import VideoTree
 log = logging.getLogger(__name__)
 
 WANTED = "frames/<identity>/<video>/<clip>/<frame>.jpg with landmarks/.../<frame>.npy"
+LICENCE = "research; see https://www.robots.ox.ac.uk/~vgg/data/voxceleb"
 
 
 class VoxCeleb(FaceDataModule):
@@ -92,7 +95,8 @@ class VoxCeleb(FaceDataModule):
 
     def source(self) -> "FrameTree | VideoTree":
         """The tree, listed."""
-        if self.root.is_dir() and not (self.root / "frames").is_dir():
+        require_folder("VoxCeleb", self.root, f"{WANTED}, or with videos", LICENCE)
+        if not (self.root / "frames").is_dir():
             return VideoTree.scan(self.root, self.whole_video, self.identities)
         return FrameTree.scan(self.root, self.whole_video, self.identities)
 
@@ -129,13 +133,7 @@ class FrameTree:
             DataError: it holds something else, or the lists in ``splits`` overlap.
         """
         root = Path(root)
-        if not root.is_dir():
-            raise AssetNotFoundError(
-                "VoxCeleb frames",
-                f"'{root}'",
-                f"Wanted a folder with {WANTED}; give it as --data.root.",
-                "research; see https://www.robots.ox.ac.uk/~vgg/data/voxceleb",
-            )
+        require_folder("VoxCeleb frames", root, WANTED, LICENCE)
         left_out: Counter[str] = Counter()
         people, _ = entries(root / "frames", left_out)
         clips: dict[str, list[Clip]] = {}
@@ -222,8 +220,7 @@ def _frames_of(root: Path, clip: str, left_out: Counter[str]) -> list[str]:
 
 def _nothing_usable(root: Path, left_out: Counter[str]) -> str:
     """What is in the folder instead."""
-    found = sorted(entry.name for entry in root.iterdir())
-    text = f"no frames in '{root}': found {found[:6] or 'nothing'}, wanted {WANTED}"
+    text = f"no frames in '{root}': found {contents(root)}, wanted {WANTED}"
     if left_out:
         text += "; left out: " + ", ".join(f"{count} {kind}" for kind, count in left_out.items())
     return text

@@ -17,7 +17,8 @@ On disk:
 * Who is in a video is not said: each video counts as one identity.
 * Random frames of a vid.avi are found by seeking the key frame before it and decoding from there,
   which takes as long as it takes to decode half the distance between key frames. To train on random
-  frames, extract them.
+  frames, extract them: this also spares the training a video that makes the decoder crash, which
+  would end it.
 
 https://ibug.doc.ic.ac.uk/resources/300-VW: on request, non-commercial research. Shen et al., The
 first facial landmark tracking in-the-wild challenge, ICCV workshops 2015.

@@ -320,6 +320,25 @@ BAD = {
 }
 
 
+def test_a_landmark_far_away_does_not_make_a_crop_of_the_whole_world() -> None:
+    """Which would take for ever to be sampled."""
+
+    def spoil(identity: str, index: int, made: Frame) -> Frame:
+        if index == 1:
+            return replace(made, landmarks=made.landmarks.index_fill(0, torch.tensor([5]), 1e12))
+        if index == 2:  # as far as may be
+            away = made.landmarks.index_fill(0, torch.tensor([5]), 3.9 * max(made.image.shape))
+            return replace(made, landmarks=away)
+        return made
+
+    data = faces(Source(spoil=spoil), frames_per_clip=6)
+    (batch, *_) = data.train_dataloader()
+    names = {name[-1] for name in batch["sample_ids"]}
+    assert "1" not in names
+    assert "2" in names
+    assert data.skipped["train"].keys() == {"landmarks are outside the image"}
+
+
 @pytest.mark.parametrize("kind", BAD)
 @pytest.mark.parametrize("workers", [0, 2])
 def test_bad_frames_are_left_out_and_counted(

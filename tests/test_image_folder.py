@@ -192,6 +192,10 @@ def test_a_damaged_mask_is_a_fault(root):
 def test_other_folders_say_what_was_found(tmp_path):
     with pytest.raises(AssetNotFoundError, match=r"nowhere'.*landmarks/<name>.txt"):
         ImageFolder(tmp_path / "nowhere").source()
+    (tmp_path / "circle").symlink_to("circle")
+    with pytest.raises(AssetNotFoundError, match=r"circle' \(cannot be opened: Too many levels"):
+        ImageFolder(tmp_path / "circle").source()
+    (tmp_path / "circle").unlink()
     save(tmp_path / "images/a.jpg", Image.new("RGB", (9, 9)))
     with pytest.raises(DataError, match=r"found \['images'\], wanted.*1 images without landmarks"):
         ImageFolder(tmp_path).source()

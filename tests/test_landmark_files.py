@@ -91,6 +91,8 @@ def test_videos_have_frames_without_a_face_and_a_depth_that_is_not_used(tmp_path
         (b"PK\x03\x04" + bytes(100), "a.npz"),
         ({"points": FRAMES}, r"arrays \['points'\], wanted 'landmarks'"),
         ({"landmarks": POINTS}, r"shape \(68, 2\), wanted \(frames, 5 or 68, 2\)"),
+        ({"landmarks": FRAMES[:0]}, r"shape \(0, 68, 2\), wanted"),
+        ({"landmarks": FRAMES, "valid": np.array(["yes"] * 3)}, "could not convert string"),
         ({"landmarks": FRAMES, "valid": np.ones(2)}, r"'valid' of shape \(2,\), wanted \(3,\)"),
         ({"landmarks": FRAMES, "confidence": np.ones(3)}, "'confidence' of shape"),
         ({"landmarks": FRAMES, "confidence": 2 * np.ones((3, 68))}, r"wanted \[0, 1\]"),

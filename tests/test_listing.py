@@ -8,17 +8,20 @@ import numpy as np
 import pytest
 import torch
 
-from core.errors import DataError
+from core.errors import AssetNotFoundError, DataError
 from datamodules.clips import Clip, Fault, UnusableFrameError
 from datamodules.listing import (
     clips_by_split,
+    contents,
     divide,
     entries,
     face_frame,
     faulty,
+    first_file,
     image_clips,
     listed_or_divided,
     report,
+    require_folder,
     walk,
     with_suffix,
 )
@@ -124,6 +127,56 @@ def test_lists_decide_where_there_are_any(tmp_path):
         listed_or_divided(tmp_path, ["a", "b", "c"])
     with pytest.raises(DataError, match=r"names none of the identities, e\.g\. 'x'"):
         listed_or_divided(tmp_path, ["x"])
+
+
+def test_lists_that_cannot_be_read_say_so(tmp_path):
+    """A mark at the beginning, as some editors write it, is no part of a name."""
+    (tmp_path / "train.txt").write_bytes("\ufeffa\r\nb\r\n".encode())
+    assert listed_or_divided(tmp_path, ["a", "b"])["train"] == ["a", "b"]
+    (tmp_path / "val.txt").write_bytes("é".encode("latin1"))
+    with pytest.raises(DataError, match=r"val.txt' is not a list of names in UTF-8"):
+        listed_or_divided(tmp_path, ["a", "b"])
+    (tmp_path / "val.txt").unlink()
+    (tmp_path / "val.txt").mkdir()
+    with pytest.raises(DataError, match=r"val.txt' is not a list of names.*directory"):
+        listed_or_divided(tmp_path, ["a", "b"])
+
+
+def test_what_was_found_is_said_of_anything(tmp_path, monkeypatch):
+    touch(tmp_path, "folder/b", "folder/a", "file")
+    (tmp_path / "circle").symlink_to("circle")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "folder" / os.fsdecode(b"\xff")).touch()
+    assert contents(tmp_path / "folder") == "['?', 'a', 'b']"
+    assert contents(tmp_path / "empty") == "nothing"
+    for name, reason in (
+        ("file", "a file"),
+        ("nowhere", "no such folder"),
+        ("circle", "Too many levels of symbolic links"),
+    ):
+        assert contents(tmp_path / name).endswith(reason)
+        with pytest.raises(AssetNotFoundError, match=rf"{name}' \(.*{reason}\).*wanted"):
+            require_folder("set", tmp_path / name, "wanted")
+
+    def denied(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(os, "scandir", denied)  # root may open anything
+    assert contents(tmp_path / "folder") == "cannot be opened: Permission denied"
+
+
+def test_the_first_file_is_found_beside_folders_that_may_not_be_entered(tmp_path, monkeypatch):
+    touch(tmp_path, "a/1", "b/1", "c/1")
+    is_file = Path.is_file
+
+    def in_open_folders(path):
+        if path.parent.name == "a":
+            raise PermissionError(13, "Permission denied", str(path))
+        return is_file(path)
+
+    monkeypatch.setattr(Path, "is_file", in_open_folders)
+    assert first_file(tmp_path / name / "1" for name in "axbc") == tmp_path / "b/1"
+    assert first_file([tmp_path / "a/1"]) is None
 
 
 def test_clips_follow_their_people():

@@ -145,8 +145,12 @@ def test_an_epoch_counts_what_it_leaves_out(root):
 def test_other_folders_say_what_was_found(tmp_path, shared):
     with pytest.raises(AssetNotFoundError, match=r"nowhere'.*001_01_01_051_07.png"):
         MultiPIE(tmp_path / "nowhere").source()
-    with pytest.raises(AssetNotFoundError, match=r"landmarks'.*detector.*--data.landmarks"):
+    with pytest.raises(DataError, match=r"found nothing, wanted .*001_01_01_051_07.png"):
         MultiPIE(tmp_path).source()
+    save(tmp_path / "sets/001_01_01_051_07.png", Image.new("RGB", (9, 9)))
+    with pytest.raises(AssetNotFoundError, match=r"landmarks'.*detector.*--data.landmarks"):
+        MultiPIE(tmp_path / "sets").source()
+    shutil.rmtree(tmp_path / "sets")
     save(tmp_path / "images/face.png", Image.new("RGB", (9, 9)))
     with pytest.raises(DataError, match=r"found \['images'\], wanted.*1 images of other names"):
         MultiPIE(tmp_path, landmarks=shared / "landmarks").source()

@@ -114,6 +114,7 @@ def test_bad_files_are_skipped_counted_and_named(tmp_path, caplog):
     for name in ("truncated", "empty"):
         np.savetxt(tmp_path / f"{name}.txt", FIVE)
     bad = {"nan": FIVE * np.nan, "four": FIVE[:4], "far": FIVE + 9000, "spot": FIVE * 0 + 50}
+    bad["one_far"] = np.where(FIVE[0] == FIVE, 1e9, FIVE)
     for name, points in bad.items():
         photo(tmp_path / f"{name}.png")
         np.savetxt(tmp_path / f"{name}.txt", points)
@@ -124,7 +125,30 @@ def test_bad_files_are_skipped_counted_and_named(tmp_path, caplog):
     for name in ("truncated.jpg", "empty.png", "words.png", *(f"{name}.png" for name in bad)):
         assert f"skipped {name}: " in caplog.text
     assert "0 of 5 landmarks are in the image of 110 x 100 pixels" in caplog.text
-    assert "7 of 8 skipped" in caplog.text
+    assert "landmarks 1e+09 pixels apart in an image of 110 x 100" in caplog.text
+    assert "8 of 9 skipped" in caplog.text
+
+
+def test_folders_and_names_that_cannot_be_used(tmp_path, caplog, monkeypatch):
+    for name in ("ann/good.jpg", "bob/good.jpg", "ann/gr\udcfcn.jpg"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        photo(tmp_path / name)
+        np.savetxt((tmp_path / name).with_suffix(".txt"), FIVE)
+    scandir = os.scandir
+
+    def opened(path):
+        if Path(path).name in shut:
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", opened)  # root may open anything
+    shut = ["bob"]
+    (batch,) = batches(path=tmp_path, folders_are_people=True)
+    assert batch["sample_ids"] == ["ann/good"]
+    assert "ann': 1 names that are not UTF-8 left out" in caplog.text
+    assert "bob' left out: cannot be opened: Permission denied" in caplog.text
+    with pytest.raises(DataError, match="bob' cannot be opened: Permission denied"):
+        batches(path=tmp_path / "bob")
 
 
 def test_nothing_usable_is_an_error(tmp_path):

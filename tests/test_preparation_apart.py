@@ -13,7 +13,7 @@ from datamodules.workers import Apart
 from tests.fakes.decoders import BEFORE, FRAMES, frames, write
 from tests.fakes.videos import clips
 
-NAMES = ("crash", "damage", "good", "hang", "once", "well")
+NAMES = ("crash", "damage", "good", "hang", "odd", "once", "well")
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def apart():
 def test_a_video_that_ends_its_process_or_hangs_is_reported_and_the_others_are_whole(plan, apart):
     (job,) = plan.jobs()
     start = time.monotonic()
-    assert prepare_shard(job, lambda job, video: apart(job.settings.patience, job, video)) == 6
+    assert prepare_shard(job, lambda job, video: apart(job.settings.patience, job, video)) == 7
     assert time.monotonic() - start < 100  # it would sleep for 1000
     assert finish(plan) == []
     _, found = clips(plan.out)
@@ -42,9 +42,10 @@ def test_a_video_that_ends_its_process_or_hangs_is_reported_and_the_others_are_w
     report = json.loads((plan.out / "report.json").read_text())
     assert report["dropped_frames"] == {"no face": len(NAMES)}  # of the second attempts none
     reasons = {bad["video"]: bad["reason"] for bad in report["bad_videos"]}
-    assert reasons.keys() == {"a/b/crash.mp4", "a/b/damage.mp4", "a/b/hang.mp4"}
+    assert reasons.keys() == {f"a/b/{name}.mp4" for name in ("crash", "damage", "hang", "odd")}
     assert reasons["a/b/crash.mp4"] == "ended the process that read it, twice: SIGSEGV"
     assert reasons["a/b/hang.mp4"] == "nothing came of it for 3 s: given up"
+    assert reasons["a/b/odd.mp4"].startswith("ZeroDivisionError('integer division")
     assert "Input/output error" in reasons["a/b/damage.mp4"]
 
 

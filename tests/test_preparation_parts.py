@@ -6,6 +6,7 @@ import os
 import pickle
 import shutil
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -71,9 +72,26 @@ def test_names_links_and_folders_that_cannot_be_used(raw, tmp_path, monkeypatch)
     assert report["left_out_of_the_listing"] == plan.left_out
 
 
+def test_a_result_in_a_folder_that_may_not_be_entered(tmp_path, raw, monkeypatch):
+    is_file = Path.is_file
+
+    def in_open_folders(path):
+        if path.name == "plan.json":
+            raise PermissionError(13, "Permission denied", str(path))
+        return is_file(path)
+
+    monkeypatch.setattr(Path, "is_file", in_open_folders)  # root may open anything
+    with pytest.raises(DataError, match=r"out' cannot be used: .*Permission denied"):
+        make_plan(raw, tmp_path / "out", Settings())
+
+
 def test_a_raw_folder_that_is_something_else(tmp_path, raw):
     with pytest.raises(AssetNotFoundError, match="--raw"):
         make_plan(tmp_path / "nothing", tmp_path / "out", Settings())
+    (tmp_path / "circle").symlink_to("circle")
+    with pytest.raises(DataError, match=r"circle' or .* cannot be used: "):
+        make_plan(tmp_path / "circle", tmp_path / "out", Settings())
+    (tmp_path / "circle").unlink()
     (tmp_path / "notes.doc").touch()
     with pytest.raises(DataError, match=r"found \['notes.doc'\], wanted .*\.mp4"):
         make_plan(tmp_path, tmp_path / "out", Settings())

@@ -3,6 +3,7 @@
     python -m benchmarks.speed render     # each stage, each backend
     python -m benchmarks.speed step       # training steps, against the networks alone
     python -m benchmarks.speed data       # reading, decoding, cropping
+    python -m benchmarks.speed index      # the first batch of a large set of shards
     python -m benchmarks.speed gpu        # the tests that need a GPU, then all of the above on it
 
 **Method**: what is compared is built first, then run in turn, round after round, in one process;

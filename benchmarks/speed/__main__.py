@@ -1,4 +1,4 @@
-"""The command line: ``python -m benchmarks.speed render|step|data|gpu``."""
+"""The command line: ``python -m benchmarks.speed render|step|data|index|gpu``."""
 
 import argparse
 import sys
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.speed import gpu, meshes, reading, report, stages, training
+from benchmarks.speed import gpu, index, meshes, reading, report, stages, training
 from benchmarks.speed.timing import Timing, measure
 from core.cores import available_cores
 from core.errors import MonofaceError
@@ -31,10 +31,15 @@ def parser() -> argparse.ArgumentParser:
         ("render", "the stages of rendering"),
         ("step", "training steps"),
         ("data", "the reader"),
+        ("index", "the first batch of a large set of shards"),
         ("gpu", "tests and figures of the GPU, into benchmarks/speed/results"),
     ]:
         found[name] = parts.add_parser(name, help=help_)
+    for name, value in (("frames", 6_000_000), ("clips", 150_000), ("shards", 2_400)):
+        found["index"].add_argument(f"--{name}", type=_positive, default=value)
     for name, part in found.items():
+        if name == "index":
+            continue
         part.add_argument("--rounds", type=_positive, default=15, help="samples of each")
         part.add_argument("--wait-quiet", action="store_true", help="until others leave the cores")
         if name != "gpu":
@@ -56,6 +61,7 @@ def parser() -> argparse.ArgumentParser:
         part.add_argument("--threads", type=_positive, nargs="+", default=default)
     data.add_argument("--root", type=Path, help="a tree of frames; default: the embedded set")
     data.add_argument("--size", type=_positive, default=224)
+    data.add_argument("--part", nargs="+", choices=reading.PARTS, default=reading.PARTS)
     data.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2])
     return whole
 
@@ -99,17 +105,33 @@ def step(given: argparse.Namespace) -> dict[str, Timing]:
 def data(given: argparse.Namespace) -> dict[str, Timing]:
     """The given tree, the embedded set if it was made, or a small one."""
     with tempfile.TemporaryDirectory() as folder:
-        root = given.root or (
-            EMBEDDED if EMBEDDED.is_dir() else reading.made(Path(folder) / "small")
-        )
-        rows = reading.candidates(root, given.size, 4, 4, given.workers)
-        shards = Path(folder) / "shards"
-        rows += reading.shard_candidates(shards, given.size, 32, 4, given.workers)
+        rows = []
+        if "tree" in given.part:
+            root = given.root or (
+                EMBEDDED if EMBEDDED.is_dir() else reading.made(Path(folder) / "small")
+            )
+            rows += reading.candidates(root, given.size, 4, 4, given.workers)
+        if {"shards", "prepare"} & {*given.part}:
+            made = reading.Made(Path(folder) / "shards", given.size)
+            rows += made.preparing() if "prepare" in given.part else []
+            rows += made.reading(32, 4, given.workers) if "shards" in given.part else []
         spent: dict[str, list[float]] = {}
         rows = [reading.with_core_time(row, spent) for row in rows]
         timings = measure(rows, given.rounds, given.wait_quiet)
         print(reading.core_times(spent))
         return timings
+
+
+def large_index(given: argparse.Namespace) -> int:
+    """Simulated, once."""
+    with tempfile.TemporaryDirectory() as folder:
+        found = index.run(Path(folder) / "set", given.frames, given.clips, given.shards)
+    print(
+        f"{given.frames} frames in {given.clips} clips: first batch after {found.wall_s:.2f} s, "
+        f"{found.core_s:.2f} s of a core; memory: modules {found.modules_gb:.3f} GB, with index "
+        f"{found.opened_gb:.3f}, with the batch {found.peak_gb:.3f}"
+    )
+    return 0
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -118,6 +140,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if given.command == "gpu":
             return gpu.run(given.rounds, given.wait_quiet)
+        if given.command == "index":
+            return large_index(given)
         timings = {"render": render, "step": step, "data": data}[given.command](given)
     except MonofaceError as error:
         sys.stderr.write(f"error: {error}\n")

@@ -4,7 +4,8 @@
 many reading processes; "augmented": all that ``Augmentation`` can do; "floats": as a training on
 the CPU gets them, after ``on_after_batch_transfer``. ``decode``: the images of the same shards, by
 the same kind of loader, as they are stored: what all else is to be measured by. ``prepare``: a
-video to a shard, with given landmarks, by so many processes, whose start counts.
+video to a shard, with given landmarks, by so many processes, whose start counts. ``--part`` takes
+one of: the tree, reading the shards, preparing them.
 """
 
 import multiprocessing
@@ -25,6 +26,7 @@ from torch.utils.data import DataLoader, Dataset
 from benchmarks.speed.timing import Candidate
 
 PEOPLE = (8, 0, 0)  # of the set that is made where none is given
+PARTS = ("tree", "shards", "prepare")
 READER = ("datamodules.voxceleb", "VoxCeleb")  # by name, as in configs
 SHARDS = ("datamodules.shards", "Shards")
 VIDEOS, FRAMES = 6, 300  # that are made for shards
@@ -63,21 +65,35 @@ def candidates(
     return found
 
 
-def shard_candidates(
-    root: Path, size: int, clips: int, frames: int, workers: list[int]
-) -> list[Candidate]:
-    """Rows for shards that are made here, with and without augmentation, and for making them.
+class Made:
+    """Shards that are made here.
 
     Args:
         root: an empty folder for them.
         size: side of the stored and of the delivered crops.
-        clips: in a batch.
-        frames: of a clip; rows called "single" have as many images in clips of one.
-        workers: reading processes; 0 = this one.
     """
-    plan = _made_shards(root, size)
-    batch = clips * frames
-    found = [_preparing(plan, root, size, count) for count in PROCESSES]
+
+    def __init__(self, root: Path, size: int) -> None:
+        self.root, self.size = root, size
+        self.plan = _made_shards(root, size)
+
+    def preparing(self) -> list[Candidate]:
+        """Rows for making them."""
+        return [_preparing(self.plan, self.root, self.size, count) for count in PROCESSES]
+
+    def reading(self, clips: int, frames: int, workers: list[int]) -> list[Candidate]:
+        """Rows for reading them, with and without augmentation.
+
+        Args:
+            clips: in a batch.
+            frames: of a clip; rows called "single" have as many images in clips of one.
+            workers: reading processes; 0 = this one.
+        """
+        return _reading(self.plan, self.size, clips, frames, workers)
+
+
+def _reading(plan: Any, size: int, clips: int, frames: int, workers: list[int]) -> list[Candidate]:
+    batch, found = clips * frames, []
     augmentation = import_module("datamodules.augment").Augmentation(**AUGMENTATION)
     for count in workers:
         run, images = _bare(plan.out, batch, count)

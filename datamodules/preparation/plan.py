@@ -14,7 +14,7 @@ from typing import Literal, get_args
 from core.crop import MARGIN
 from core.detect import PACK
 from core.errors import AssetNotFoundError, DataError
-from datamodules.listing import stem, walk, with_suffix
+from datamodules.listing import closed, contents, stem, walk, with_suffix
 from datamodules.preparation.metadata import official_test
 
 VERSION = 3
@@ -176,10 +176,14 @@ def make_plan(
         DataError: it holds no videos, the plan that is there has other settings, or a new one
             cannot be written.
     """
-    raw, out = raw.resolve(), out.resolve()
-    path = out / "plan.json"
-    if not path.is_file():
+    try:
+        raw, out = raw.resolve(), out.resolve()
+        path = out / "plan.json"
+        begun = path.is_file()
         found = [path.name for path in out.iterdir()] if out.is_dir() else []
+    except (OSError, RuntimeError) as error:  # no permission; links in a circle
+        raise DataError(f"'{raw}' or '{out}' cannot be used: {error}") from error
+    if not begun:
         foreign = [name for name in found if not name.startswith(".")]
         if foreign and not path.is_file():  # somebody else may have begun just now
             raise DataError(
@@ -214,10 +218,10 @@ def list_videos(raw: Path, left_out: Counter[str]) -> list[Video]:
         AssetNotFoundError: there is no such folder.
         DataError: there are no videos, or two that would become the same clip.
     """
-    if not raw.is_dir():
+    if why := closed(raw):
         raise AssetNotFoundError(
             "videos",
-            f"'{raw}'",
+            f"'{raw}' ({why})",
             "Wanted a folder with <identity>/<video>/<clip>.mp4; give it as --raw.",
             "research; see https://www.robots.ox.ac.uk/~vgg/data/voxceleb",
         )
@@ -246,9 +250,8 @@ def list_videos(raw: Path, left_out: Counter[str]) -> list[Video]:
                 videos.append(Video(path, clip, person, landmarks, None, official))
     videos = _cut_by(tracks, videos, whole, left_out)
     if not videos:
-        found = sorted(ascii(path.name)[1:-1] for path in raw.iterdir())
         raise DataError(
-            f"no videos below '{raw}': found {found[:6] or 'nothing'}, wanted "
+            f"no videos below '{raw}': found {contents(raw)}, wanted "
             f"<identity>/<video>/<clip> of {', '.join(VIDEOS)}"
             + (f"; left out: {dict(left_out)}" if left_out else "")
         )

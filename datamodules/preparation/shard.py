@@ -113,9 +113,10 @@ def _write(job: Job, path: Path, read: Reading) -> dict[str, np.ndarray]:
                 reason = "" if frames else reason
             except AssetNotFoundError:  # a model; nothing is wrong with the video
                 raise
-            except (DataError, OSError) as error:
+            except Exception as error:  # whatever it is: no video stops the others
                 _require_raw(job)
-                reason = str(error)
+                expected = isinstance(error, (DataError, OSError))
+                reason = str(error) if expected else repr(error)
             if reason:
                 bad.append((video.track or video.path, reason))
             writer.add(video.clip, video.identity, frames)

@@ -22,7 +22,7 @@ from datamodules.preparation.decoding import Pixels, decoded, decoded_at
 from datamodules.preparation.masks import FaceParser
 from datamodules.preparation.metadata import RATE, Track, read_track
 from datamodules.preparation.plan import Job, Settings, Video
-from datamodules.reading import INSIDE
+from datamodules.reading import INSIDE, LARGEST
 from datamodules.shard_files import StoredFrame
 
 AROUND = 2.0  # ours: side of what the detector is shown / of the box of a track
@@ -179,6 +179,10 @@ def _checked(
     leave_out("no face", ~seen.any(-1))
     leave_out("landmarks are not finite", ~(finite | ~seen).all(-1))
     leave_out("landmarks are outside the image", inside.sum(-1) < INSIDE * seen.sum(-1))
+    far = points.new_tensor(torch.inf)
+    low = points.where(seen[..., None], far).amin(1)
+    span = (points.where(seen[..., None], -far).amax(1) - low).amax(-1)
+    leave_out("landmarks are outside the image", span > LARGEST * max(height, width))
     leave_out("confidence is too low", confidence.mean(-1) < settings.min_confidence)
     matrices = torch.full((len(points), 3, 3), torch.nan)
     good = torch.from_numpy(faults == "")

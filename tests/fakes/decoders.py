@@ -30,7 +30,8 @@ def frames(job: Job, video: Video) -> Iterator[Step]:
     """``FRAMES`` frames, another that is left out for "no face", and one that is looked at.
 
     By the name of its file the video ends the process (``crash``), only the first time (``once``,
-    which leaves ``once.seen`` beside it), is never finished (``hang``), or damaged (``damage``).
+    which leaves ``once.seen`` beside it), is never finished (``hang``), damaged (``damage``), or
+    meets a fault of the program (``odd``).
     """
     path = job.raw / video.path
     yield None
@@ -50,5 +51,7 @@ def _trouble(path: Path) -> None:
         os.kill(os.getpid(), signal.SIGSEGV)
     if path.stem == "hang":
         time.sleep(1000)
+    if path.stem == "odd":
+        raise ZeroDivisionError("integer division or modulo by zero")
     if path.stem == "damage":
         raise OSError(5, "Input/output error", str(path))
