@@ -195,15 +195,19 @@ def _normalize(module: nn.Module) -> None:
     """
     if isinstance(module, IdentityNet):
         for layer in _layers(module.body):
-            channels = layer[0].weight.shape[0]
-            linear = isinstance(layer[0], nn.Linear)
-            groups = 1 if linear else math.gcd(channels, max(1, channels // 8))
-            layer.insert(1, nn.GroupNorm(groups, channels))
+            first = layer[0]
+            if isinstance(first, nn.Linear):
+                layer.insert(1, nn.GroupNorm(1, first.out_features))
+            elif isinstance(first, nn.Conv2d):
+                channels = first.out_channels
+                groups = math.gcd(channels, max(1, channels // 8))
+                layer.insert(1, nn.GroupNorm(groups, channels))
     elif isinstance(module, Features | ParameterNet):
         parts = [module.body] if isinstance(module, ParameterNet) else [module.low, module.medium]
         for layer in (layer for part in parts for layer in _layers(part)):
-            if isinstance(layer[0], nn.Conv2d):
-                layer.insert(1, nn.BatchNorm2d(layer[0].out_channels))
+            first = layer[0]
+            if isinstance(first, nn.Conv2d):
+                layer.insert(1, nn.BatchNorm2d(first.out_channels))
 
 
 def _layers(part: nn.Sequential) -> list[nn.Sequential]:
