@@ -122,7 +122,7 @@ class FML(FaceMethod):
         width: factor of the networks' channels.
         stride: of the first convolution; smaller for small images.
         normalized: put normalizations before ReLUs, ours: a network without any learns only at a
-            small rate, and sees in people first what they have in common.
+            small rate; at a large one the units of the shared identity network die.
         uv_size: height and width of the albedo maps given back, texels.
         light_channels: 1 = white light, 9 coefficients; 3 = coloured light, 27 (the paper).
         focal: focal length for images of 224 pixels, pixels.

@@ -189,16 +189,30 @@ class ParameterNet(nn.Module):
 
 
 def _normalize(module: nn.Module) -> None:
-    """Put a normalization before each ReLU: of groups of eight channels or so of convolutions, of
-    the batch for the identity's linear layers, which must see what people do not have in common.
+    """Put a normalization before ReLUs: of the batch where convolutions see frames; in the shared
+    identity network, whose batch is of few clips, of each clip by itself, so that its units neither
+    depend on the other clips nor die, all of them, at large learning rates.
     """
     if isinstance(module, IdentityNet):
-        for part in module.body:
-            if isinstance(part, nn.Sequential) and isinstance(part[0], nn.Linear):
-                part.insert(1, nn.BatchNorm1d(part[0].out_features))
-    elif isinstance(module, nn.Sequential) and isinstance(module[0], nn.Conv2d):
-        channels = module[0].out_channels
-        module.insert(1, nn.GroupNorm(math.gcd(channels, max(1, channels // 8)), channels))
+        for layer in _layers(module.body):
+            first = layer[0]
+            if isinstance(first, nn.Linear):
+                layer.insert(1, nn.GroupNorm(1, first.out_features))
+            elif isinstance(first, nn.Conv2d):
+                channels = first.out_channels
+                groups = math.gcd(channels, max(1, channels // 8))
+                layer.insert(1, nn.GroupNorm(groups, channels))
+    elif isinstance(module, Features | ParameterNet):
+        parts = [module.body] if isinstance(module, ParameterNet) else [module.low, module.medium]
+        for layer in (layer for part in parts for layer in _layers(part)):
+            first = layer[0]
+            if isinstance(first, nn.Conv2d):
+                layer.insert(1, nn.BatchNorm2d(first.out_channels))
+
+
+def _layers(part: nn.Sequential) -> list[nn.Sequential]:
+    """Those with weights and a ReLU."""
+    return [layer for layer in part if isinstance(layer, nn.Sequential)]
 
 
 def scaled(channels: int, width: float) -> int:

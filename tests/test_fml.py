@@ -408,6 +408,21 @@ def test_a_model_of_size_0_is_the_mean_face(make, face_model, shapes, albedos):
         torch.testing.assert_close(face.neutral[0, 0], face_model.mean)
 
 
+def test_normalized_identities_do_not_depend_on_the_other_clips():
+    """A batch has few; and with a step that kills every unit of a plain network it goes on."""
+    torch.manual_seed(1)
+    network = FMLNetwork(SIZE, 8, 5, width=0.1, stride=2, normalized=True).train().identity
+    torch.nn.init.normal_(network.last.weight)
+    features = torch.randn(4, 3, 26, 2, 2)
+    found = network(features)
+    torch.testing.assert_close(network(features[:1]), found[:1])
+    for layer in network.modules():
+        if isinstance(layer, torch.nn.Linear):
+            layer.bias.data -= 100.0
+            layer.bias.data[::2] += 1.0
+    assert (network(features)[0] - network(features)[1]).abs().max() > 0.01
+
+
 def test_images_that_are_too_small_are_refused(make):
     with pytest.raises(MonofaceError, match="smaller stride"):
         make(image_size=32, stride=4)

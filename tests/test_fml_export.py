@@ -130,7 +130,7 @@ def run(tmp_path_factory, model_file):
     root = tmp_path_factory.mktemp("run")
     settings = {"identities": [3, 1, 1], "videos": 1, "frames": 3, "size": 48, "texture": 32}
     overlay = {
-        "model": {"face_model": model_file, **SIZES, **NETWORK},
+        "model": {"face_model": model_file, "expression_dims": 5, **SIZES, **NETWORK},
         "data": {
             "init_args": {
                 "root": str(root / "data"),
