@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.ablation import ABLATIONS, ALL, summarize, table
+from benchmarks.swap import BINS, KINDS, SWAPPED
 from benchmarks.synthetic_faces import MEANING
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -22,5 +23,9 @@ def test_mean_spread_and_wins():
 @pytest.mark.parametrize("ablation", ABLATIONS.values(), ids=list(ABLATIONS))
 def test_they_compare_what_the_benchmark_measures_of_configs_that_are_there(ablation):
     assert set(ablation.metrics) <= set(MEANING)
+    swapped = {
+        f"{kind}_{name}_{place}_percent" for kind in KINDS for name in SWAPPED for place in BINS
+    }
+    assert set(ablation.swapped) <= swapped
     assert (ROOT / ablation.overlay).is_file()
     assert (ROOT / f"configs/{ablation.method}.yaml").is_file()
