@@ -126,7 +126,7 @@ def train_and_score(
         command = [sys.executable, "-m", "benchmarks", "run", "synthetic", "--swap"]
         command += [f"--checkpoint={checkpoint}", "--root=data/synthetic"]
         subprocess.run(command, check=True)
-    values = {}
+    values: dict[str, float] = {}
     for benchmark, names in ((SYNTHETIC, ablation.metrics), (SWAP, ablation.swapped)):
         metrics = json.loads(scored[benchmark].read_text())["metrics"] if names else {}
         values |= {name: metrics[name]["value"]["mean"] for name in names}
