@@ -106,7 +106,7 @@ def _run(name: str, arguments: list[str]) -> int:
     if options.swap:
         from benchmarks.swap import picture
 
-        picture(results).save(folder / f"{results.benchmark}.png")
+        picture([results]).save(folder / f"{results.benchmark}.png")
     return status
 
 

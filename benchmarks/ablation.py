@@ -2,9 +2,11 @@
 
     python -m benchmarks.ablation iest --seeds 1 2 3 [-- --trainer.max_steps 500 ...]
     python -m benchmarks.ablation single_views
+    python -m benchmarks.ablation single_frame -- --model.start_from=runs/pgn_{seed}/last.ckpt
 
 Trains and scores both, seed by seed, and writes benchmarks/results/ablation_<name>.json and .md:
-mean and spread of each metric, and the differences seed by seed.
+mean and spread of each metric, and the differences seed by seed. ``{seed}`` in an option is the
+seed.
 """
 
 import argparse
@@ -17,6 +19,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
+from benchmarks.base import Results
+from benchmarks.swap import picture
+
+SYNTHETIC, SWAP = "synthetic", "synthetic_swap"  # the benchmarks, by the names of their results
 ALL = ("photometric_255", "albedo_255", "nme_percent", "pose_degrees", "shape_mm", "neutral_mm")
 
 
@@ -28,13 +36,23 @@ class Ablation:
         method: with its default config.
         overlay: the config that leaves it out.
         metrics: that are compared.
+        swapped: metrics of ``benchmarks.swap`` that are compared, too.
     """
 
     method: str
     overlay: str
     metrics: tuple[str, ...] = ALL
+    swapped: tuple[str, ...] = ()
+
+    @property
+    def compared(self) -> tuple[str, ...]:
+        """All of them."""
+        return self.metrics + self.swapped
 
 
+GEOMETRY = ("nme_percent", "nme_to_90_percent", "pose_degrees", "pose_to_90_degrees")
+GEOMETRY += ("shape_mm", "neutral_mm")
+DENSE = ("dense_own_all_percent", "dense_own_to_90_percent")
 ABLATIONS = {
     "iest": Ablation("cest", "configs/ablations/cest_iest.yaml"),
     "photometric_landmark": Ablation("deng", "configs/ablations/deng_photometric_landmark.yaml"),
@@ -45,6 +63,8 @@ ABLATIONS = {
         "configs/ablations/mgcnet_baseline.yaml",
         ("pose_to_30_degrees", "pose_to_60_degrees", "pose_to_90_degrees", *ALL),
     ),
+    "regressed_pose": Ablation("pgn", "configs/ablations/pgn_regressed_pose.yaml", GEOMETRY, DENSE),
+    "single_frame": Ablation("pgn", "configs/ablations/pgn_single_frame.yaml", GEOMETRY, DENSE),
 }
 RESULTS = Path(__file__).parent / "results"
 
@@ -68,13 +88,17 @@ def main() -> None:
     summary = {
         "seeds": given.seeds,
         "options": options,
-        **{variant: summarize(found, ablation.metrics) for variant, found in scores.items()},
+        **{variant: summarize(found, ablation.compared) for variant, found in scores.items()},
     }
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"ablation_{given.name}.json"
     path.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     text = table(summary, given.name)
     path.with_suffix(".md").write_text(text, encoding="utf-8")
+    if ablation.swapped:
+        _swap_picture(given.runs, given.seeds, ablation.method, given.name).save(
+            path.with_suffix(".png")
+        )
     print(f"{text}\nwritten to {path}")
 
 
@@ -90,15 +114,33 @@ def train_and_score(
     """The means of the metrics after training in this folder; a finished run is not trained
     again.
     """
-    scored = run / "benchmarks" / "synthetic.json"
-    if not scored.is_file():
+    scored = {name: run / "benchmarks" / f"{name}.json" for name in (SYNTHETIC, SWAP)}
+    if not scored[SYNTHETIC].is_file():
+        options = [option.replace("{seed}", str(seed)) for option in options]
         for subcommand in ("fit", "test"):
             command = [sys.executable, "-m", f"methods.{ablation.method}", subcommand]
             command += [f"--config=configs/{ablation.method}.yaml", *options, "--ckpt_path=last"]
             command += [f"--trainer.default_root_dir={run}", f"--seed_everything={seed}"]
             subprocess.run(command, check=True)
-    metrics = json.loads(scored.read_text())["metrics"]
-    return {name: metrics[name]["value"]["mean"] for name in ablation.metrics}
+    if ablation.swapped and not scored[SWAP].is_file():
+        checkpoint = run / "checkpoints/last.ckpt"
+        command = [sys.executable, "-m", "benchmarks", "run", "synthetic", "--swap"]
+        command += [f"--checkpoint={checkpoint}", "--root=data/synthetic"]
+        subprocess.run(command, check=True)
+    values: dict[str, float] = {}
+    for benchmark, names in ((SYNTHETIC, ablation.metrics), (SWAP, ablation.swapped)):
+        metrics = json.loads(scored[benchmark].read_text())["metrics"] if names else {}
+        values |= {name: metrics[name]["value"]["mean"] for name in names}
+    return values
+
+
+def _swap_picture(runs: Path, seeds: list[int], method: str, name: str) -> Image.Image:
+    """Fig. 1 of PGN: the truth swapped into what is left without a part, and the whole method."""
+    ours, theirs = (
+        [Results.load(runs / f"{variant}_{seed}" / "benchmarks" / f"{SWAP}.json") for seed in seeds]
+        for variant in (method, name)
+    )
+    return picture(theirs, ours, method.upper())
 
 
 def summarize(scores: list[dict[str, float]], metrics: Sequence[str]) -> dict[str, Any]:
@@ -126,7 +168,7 @@ def table(summary: dict[str, Any], name: str) -> str:
         f"| metric | {method} | {other} | seeds won by {method} |",
         "|---|---|---|---|",
     ]
-    for metric in ablation.metrics:
+    for metric in ablation.compared:
         ours, theirs = summary[ablation.method][metric], summary[name][metric]
         won = sum(a < b for a, b in zip(ours["values"], theirs["values"], strict=True))
         cells = [f"{x['mean']:.2f} ± {x['std']:.2f}" for x in (ours, theirs)]

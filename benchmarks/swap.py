@@ -2,7 +2,9 @@
 Fig. 1).
 """
 
+import statistics
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -24,8 +26,10 @@ OWN = "own"
 SWAPPED = (OWN, "identity", "expression", "pose")
 BINS = {"all": "all", "to_30": "yaw up to 30°", "to_60": "30° to 60°", "to_90": "above 60°"}
 KINDS = {"dense": "all vertices of the face in 3D", "landmark": "68 landmarks in the image"}
+LABELS = {OWN: "as predicted", **{name: f"with true {name}" for name in SWAPPED[1:]}}
 COLOURS = {OWN: "#555555", "identity": "#2a78b5", "expression": "#e08a1e", "pose": "#3a923a"}
-PLOT, BAR, GAP = (760, 360), 34, 44  # pixels
+OTHERS = "#a33b6f"  # another method's colour
+HEIGHT, GROUP, GAP = 360, 150, 36  # pixels
 
 
 class SyntheticSwap(SyntheticFaces):
@@ -124,33 +128,55 @@ def errors(face: Reconstruction, batch: _Batch) -> dict[str, Float[Tensor, " b"]
     return {"dense": dense, "landmark": nme_percent(points, batch.landmarks)[:, 0]}
 
 
-def picture(results: Results) -> Image.Image:
-    """The dense errors as bars, by yaw, as in Fig. 1b."""
-    (width, height), font = PLOT, ImageFont.load_default(13)
-    image = Image.new("RGB", PLOT, "white")
+def picture(runs: Sequence[Results], others: Sequence[Results] = (), name: str = "") -> Image.Image:
+    """The dense errors as bars, by yaw, as in Fig. 1b.
+
+    Args:
+        runs: of one method, each of another seed: bars are their means, with lines of plus and
+            minus a standard deviation.
+        others: of another method, as predicted, beside them.
+        name: of that method.
+    """
+    bars = [(runs, swapped, LABELS[swapped], COLOURS[swapped]) for swapped in SWAPPED]
+    if others:
+        bars.append((others, OWN, name, OTHERS))
+    bar, font = GROUP // len(bars), ImageFont.load_default(13)
+    width, height = 20 + len(BINS) * (GROUP + GAP), HEIGHT
+    image = Image.new("RGB", (width, height), "white")
     pen = ImageDraw.Draw(image)
-    bars = {
-        (place, swapped): results[f"dense_{swapped}_{place}_percent"].value.mean or 0.0
+    values = {
+        (place, label): over_seeds(results, f"dense_{swapped}_{place}_percent")
         for place in BINS
-        for swapped in SWAPPED
+        for results, swapped, label, _ in bars
     }
-    low, high, most = height - 30, 60, max(bars.values()) or 1.0
+    low, high = height - 30, 70
+    most = max(map(sum, values.values())) or 1.0
     pen.text((20, 10), "dense error, % of the outer eye corners' distance", "black", font)
-    for k, swapped in enumerate(SWAPPED):
-        x = 20 + 175 * k
-        pen.rectangle((x, 32, x + 12, 44), COLOURS[swapped])
-        label = "as predicted" if swapped == OWN else f"with true {swapped}"
+    for k, (_, _, label, colour) in enumerate(bars):
+        x = 20 + (width - 20) // len(bars) * k
+        pen.rectangle((x, 32, x + 12, 44), colour)
         pen.text((x + 18, 30), label, "black", font)
     for group, (place, meaning) in enumerate(BINS.items()):
-        left = 20 + group * (len(SWAPPED) * BAR + GAP)
+        left = 20 + group * (GROUP + GAP)
         pen.text((left, low + 6), meaning, "black", font)
-        for k, swapped in enumerate(SWAPPED):
-            value, x = bars[place, swapped], left + k * BAR
-            top = low - (low - high - 20) * value / most
-            pen.rectangle((x, top, x + BAR - 4, low), COLOURS[swapped])
-            pen.text((x, top - 17), f"{value:.1f}", "black", font)
+        for k, (_, _, label, colour) in enumerate(bars):
+            (value, spread), x = values[place, label], left + k * bar
+            top, least, upper = (
+                low - (low - high - 20) * v / most for v in (value, value - spread, value + spread)
+            )
+            pen.rectangle((x, top, x + bar - 4, low), colour)
+            if spread:
+                middle = x + bar // 2 - 2
+                pen.line((middle, upper, middle, least), "black")
+            pen.text((x, upper - 17), f"{value:.1f}", "black", font)
     pen.line((14, low, width - 14, low), "black")
     return image
+
+
+def over_seeds(runs: Sequence[Results], name: str) -> tuple[float, float]:
+    """Mean and standard deviation over the runs of a metric's means; 0 where nothing was scored."""
+    found = [run[name].value.mean or 0.0 for run in runs]
+    return statistics.mean(found), statistics.stdev(found) if len(found) > 1 else 0.0
 
 
 def _centred(points: Float[Tensor, "b n 3"], region: Tensor) -> Float[Tensor, "b n 3"]:

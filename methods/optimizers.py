@@ -24,7 +24,8 @@ class Part:
         parameters: all of them.
         kernels: those among them that Muon turns.
         start: the step at which they begin, and their learning rate rises.
-        end: the step at which an annealed rate has fallen to 0; None = with the others'.
+        end: the step at which an annealed rate has fallen to 0, if before the others'; None = with
+            them.
         lr: of Adam for them; None = that of the others.
         name: of their group in the optimizer, by which callbacks find it.
     """
@@ -56,7 +57,9 @@ def optimizer_of_parts(
     groups: list[dict[str, Any]] = []
     factors: list[Callable[[int], float]] = []
     for part in parts:
-        end = anneal_steps if anneal_steps is None or part.end is None else part.end
+        end = anneal_steps
+        if anneal_steps is not None and part.end is not None:
+            end = min(part.end, anneal_steps)
         until = end and end - part.start
         factor = partial(_from, start=part.start, until=until, halve_every=halve_every)
         kernels = [] if kernel_lr is None else list(part.kernels)

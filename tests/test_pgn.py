@@ -13,7 +13,7 @@ from core.errors import MonofaceError
 from core.losses import total
 from core.render import draw_lit, render_reconstruction
 from core.rotation import rotation_from_euler, rotation_from_vector
-from methods.optimizers import Part, optimizer_of_parts
+from methods.optimizers import Part, annealed, optimizer_of_parts
 from methods.pgn import (
     PGN,
     Estimate,
@@ -428,6 +428,9 @@ def test_rates_are_halved_from_each_parts_start_and_end_with_it():
     assert rates(180, None, 40) == [0.0625, 0.25]
     assert rates(100, 200, None)[0] == pytest.approx(0, abs=1e-9)
     assert rates(150, 200, None) == pytest.approx([0, 0.5])
+    parts[0] = Part([a], end=10_000_000)  # of a training that ends before the part would
+    assert rates(150, 200, None) == pytest.approx([annealed(150, 200), 0.5])
+    assert rates(200, 200, None) == pytest.approx([0, 0], abs=1e-9)
 
 
 def test_one_batch_is_learned(make):

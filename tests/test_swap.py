@@ -3,12 +3,21 @@
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 import yaml
 
 from benchmarks.__main__ import main
-from benchmarks.swap import BINS, COLOURS, SWAPPED, SyntheticSwap, picture
+from benchmarks.swap import (
+    BINS,
+    COLOURS,
+    OTHERS,
+    SWAPPED,
+    SyntheticSwap,
+    over_seeds,
+    picture,
+)
 from core.camera import frontal
 from core.errors import DataError
 from core.rotation import rotation_from_euler
@@ -90,10 +99,33 @@ def test_the_error_is_in_units_of_the_eyes_distance_and_by_yaw(root):
 
 def test_the_picture_has_a_bar_for_each_error(root):
     results = run(root, turned)
-    pixels = {colour for _, colour in picture(results).getcolors(2**20)}
+
+    def colours(*pictured) -> set:
+        return {colour for _, colour in picture(*pictured).getcolors(2**20)}
+
     for colour in COLOURS.values():
-        red, green, blue = (int(colour[k : k + 2], 16) for k in (1, 3, 5))
-        assert (red, green, blue) in pixels
+        assert rgb(colour) in colours([results])
+    assert rgb(OTHERS) not in colours([results])
+    assert rgb(OTHERS) in colours([results], [results], "another")
+
+
+def test_over_seeds_there_are_means_and_lines_of_their_spread(root):
+    runs = [run(root, change) for change in (turned, thicker)]
+    first, second = (means(each)["own"] for each in runs)
+    found = over_seeds(runs, "dense_own_all_percent")
+    assert found == pytest.approx(((first + second) / 2, abs(first - second) / 2**0.5))
+    assert over_seeds(runs[:1], "dense_own_all_percent") == (pytest.approx(first), 0)
+
+    def bar(*results) -> np.ndarray:  # of what is predicted, without the number above
+        pixels = np.array(picture(results))[90:, 20:54]
+        return pixels[(pixels == rgb(COLOURS["own"])).all(-1).any(1)]
+
+    assert not (bar(runs[0]) == 0).all(-1).any()
+    assert (bar(*runs) == 0).all(-1).any()
+
+
+def rgb(colour: str) -> tuple[int, ...]:
+    return tuple(int(colour[k : k + 2], 16) for k in (1, 3, 5))
 
 
 def test_from_the_command_line(root, tmp_path, capsys):
