@@ -18,7 +18,7 @@ front of it, (0, 0, 900) for the target, is at (-50, 0, 913.4) for the source.
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Int, Shaped
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from core.affine import affine
@@ -136,28 +136,17 @@ def covisible(
     front, source_front = (
         faces_camera(pixels.detach(), triangles) for pixels in (target_pixels, source_pixels)
     )
-    shown = target_index.where(_of_pixels(front & source_front, target_index), -1)
-    source_shown = source_index.where(_of_pixels(source_front, source_index), -1)
     # the corners of what the target's pixels see are seen by the target: the source decides
-    vertices = target_pixels.shape[-2]
-    corners = _corners(shown, triangles, vertices)
-    others = _corners(source_shown, triangles, vertices).flatten(-3)
-    seen = torch.zeros(*others.shape[:-1], vertices + 1, dtype=torch.bool, device=others.device)
-    seen = seen.scatter(-1, others, True)
-    seen[..., vertices] = False
-    found = seen.gather(-1, corners.flatten(-3)).view(corners.shape)
-    return found.all(-1)[..., None, :, :].float()
-
-
-def _of_pixels(flags: Bool[Tensor, "*b t"], index: Int[Tensor, "*b h w"]) -> Tensor:
-    """The flag of the triangle that each pixel sees; any where it sees none."""
-    return flags.gather(-1, index.flatten(-2).clamp(min=0)).view(index.shape)
-
-
-def _corners(index: Tensor, triangles: Tensor, vertices: int) -> Tensor:
-    """The vertices of the triangle that each pixel sees, "*b h w 3"; ``vertices`` for none."""
-    none = torch.full_like(triangles[:1], vertices)
-    return torch.cat([triangles, none])[index.where(index >= 0, len(triangles))]
+    count, vertices = len(triangles), target_pixels.shape[-2]
+    none = torch.zeros(*front.shape[:-1], count + 1, dtype=torch.bool, device=front.device)
+    shown = source_index.where(source_index >= 0, count).flatten(-2)
+    drawn = none.scatter(-1, shown, True)[..., :count] & source_front
+    corners = triangles.where(drawn[..., None], vertices).flatten(-2)
+    none = torch.zeros(*front.shape[:-1], vertices + 1, dtype=torch.bool, device=front.device)
+    seen = none.scatter(-1, corners, True)[..., :vertices]
+    both = seen[..., triangles].all(-1) & front & source_front
+    found = both.gather(-1, target_index.flatten(-2).clamp(min=0)).view(target_index.shape)
+    return (found & (target_index >= 0))[..., None, :, :].float()
 
 
 def synthesize(
