@@ -15,7 +15,14 @@ from callbacks.visualize import first_validation_batch
 from core.camera import PerspectiveCamera
 from core.contracts import FaceBatch, Reconstruction
 from core.errors import MonofaceError
-from core.multiview import covisible, depth_ratio, epipolar_lines, paired, synthesize
+from core.multiview import (
+    covisible,
+    depth_ratio,
+    epipolar_lines,
+    paired,
+    seen_triangles,
+    synthesize,
+)
 from core.picture import draw_landmarks, draw_lines, resize, resized, save_png, sheet
 from core.render import draw
 
@@ -156,7 +163,9 @@ def views_sheet(
     depth, source_depth = paired(surface.depth)
     made = synthesize(depth, target, source_image, source_depth, source)
     pixels = paired(camera.project(face.vertices)[0])
-    mask = covisible(*paired(surface.triangle_index), *pixels, face.triangles) * made.mask
+    seen = seen_triangles(paired(face.vertices)[1], source, face.triangles, size)
+    index, _ = paired(surface.triangle_index)
+    mask = covisible(index, seen, *pixels, face.triangles) * made.mask
     scaled = depth_ratio(made, depth, mask)[..., None, None, None] * made.depth
     marks, colours = list(MARKS), images.new_tensor(list(MARKS.values()))
     points, others = paired(landmarks[:, :, marks] * factor)

@@ -33,6 +33,7 @@ from datamodules.clips import (
 from datamodules.reading import ByteBatch, ClipDataset, ClipReader, collate, in_floats
 from datamodules.sampler import EpochSampler, ResumableLoader
 from datamodules.workers import keep_freed_memory
+from datamodules.yaw import with_landmark_yaw
 
 __all__ = [  # what a dataset needs, from one place
     "Clip",
@@ -141,6 +142,10 @@ class FaceDataModule(LightningDataModule):
             self._check_frames()
             self._source = source = self.source()
             self._listed = {split: source.clips(split) for split in get_args(Split)}
+            if self.frames.multi_view:
+                self._listed = {
+                    split: with_landmark_yaw(source, clips) for split, clips in self._listed.items()
+                }
             _check_disjoint(self._listed, str(source))
 
     def teardown(self, stage: str) -> None:

@@ -121,17 +121,20 @@ class EvenYaw(Choice):
 class Views(Choice):
     """Neighbouring views of one instant, in the order of yaw, the target in the middle (MGCNet).
 
-    All have the same light. Clips without so many views of one light are left out.
+    All have the same light. Clips without so many views of one light are left out. Of videos, whose
+    heads' yaw is not known, it is estimated from the landmarks (``datamodules.yaw``).
 
     Args:
         apart: neighbouring views differ in yaw by at least so many degrees, and as little more as
             there is. Ours: a little less than the steps of 300W-LP, 5; those of Multi-PIE are 15.
+        within: all views are at most so many frames before or after the target, so that a talking
+            face in a video has hardly changed; None = the clip shows one instant.
     """
 
     multi_view = True
 
-    def __init__(self, apart: float = 4.0) -> None:
-        self.apart = apart
+    def __init__(self, apart: float = 4.0, within: int | None = None) -> None:
+        self.apart, self.within = apart, within
 
     def problem(self, frames: int, clips_per_batch: int) -> str:
         """There is no middle."""
@@ -157,17 +160,36 @@ class Views(Choice):
         light = np.zeros(len(clip.frames), int) if clip.light is None else clip.light
         for lamp in np.unique(light[known]):
             members = known[light[known] == lamp]
-            members = members[np.argsort(clip.yaw[members], kind="stable")]
-            yaw = clip.yaw[members]
-            # of each view the neighbours; the last entry, also reached by -1, stands for none
-            none = len(yaw)
-            after = np.append(np.searchsorted(yaw, yaw + self.apart), none)
-            before = np.append(np.searchsorted(yaw, yaw - self.apart, "right") - 1, none)
-            views = np.arange(none)[:, None]
+            yield self._sets(members, clip.yaw[members], frames)
+
+    def _sets(self, members: np.ndarray, yaw: np.ndarray, frames: int) -> np.ndarray:
+        """The sets of views among frames of one light, (sets, frames).
+
+        Args:
+            members: their numbers, in their order.
+            yaw: theirs.
+            frames: in a set.
+        """
+        # for each frame as the target a row with the others that are near enough in time
+        count = len(members)
+        reach = count - 1 if self.within is None else min(self.within, count - 1)
+        others = np.arange(count)[:, None] + np.arange(-reach, reach + 1)
+        near = (others >= 0) & (others < count)
+        others = others.clip(0, count - 1)
+        if self.within is not None:
+            near &= np.abs(members[others] - members[:, None]) <= self.within
+        turned = np.where(near, yaw[others], np.nan)
+        views, complete = [np.arange(count)], np.ones(count, bool)
+        for side in (-1, 1):  # of the target
+            last = yaw
             for _ in range(frames // 2):
-                views = np.hstack([before[views[:, :1]], views, after[views[:, -1:]]])
-                views[views == -1] = none
-            yield members[views[(views < none).all(1)]]
+                beyond = side * (turned - last[:, None])
+                beyond = np.where(beyond >= self.apart, beyond, np.inf)  # also where NaN
+                complete &= np.isfinite(beyond.min(1))
+                found = np.take_along_axis(others, beyond.argmin(1)[:, None], 1)[:, 0]
+                last = yaw[found]
+                views = [found, *views] if side < 0 else [*views, found]
+        return members[np.stack(views, 1)[complete]]
 
 
 class Lights(Choice):

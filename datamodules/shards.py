@@ -37,7 +37,7 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
-from jaxtyping import Int64, UInt8
+from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
 from core.errors import AssetNotFoundError, DataError
@@ -121,6 +121,16 @@ class ShardSource:
             grey = np.frombuffer(content, np.uint8, mask, int(place["mask"]))
             seen = self._decoded(grey, cv2.IMREAD_GRAYSCALE, clip, index)
         return Frame(image, torch.from_numpy(values[:, :2]), torch.from_numpy(values[:, 2]), seen)
+
+    def landmarks(
+        self, clip: Clip, index: int
+    ) -> tuple[Float[Tensor, "68 2"], Float[Tensor, "68"]]:
+        """Of one frame, as ``datamodules.yaw.LandmarkSource`` says."""
+        place = self._place(clip, index)
+        begin = int(place["landmarks"])
+        content = self._read(place, begin + LANDMARK_BYTES, clip, index)
+        values = np.frombuffer(content, np.float32, LANDMARK_BYTES // 4, begin).reshape(68, 3)
+        return torch.from_numpy(values[:, :2]), torch.from_numpy(values[:, 2])
 
     def read_image(self, clip: Clip, index: int) -> UInt8[Tensor, "3 h w"]:
         """Only the image of a frame.

@@ -162,9 +162,7 @@ class FrameTree:
             UnusableFrameError: a file is missing, damaged, or of another kind.
         """
         name = clip.frames[index].decode()
-        landmarks, confidence = _landmarks(
-            self.root / "landmarks" / clip.name / f"{stem(name)}.npy"
-        )
+        landmarks, confidence = self.landmarks(clip, index)
         path = self.root / "frames" / clip.name / name
         image = load_image(path)
         mask = None
@@ -172,6 +170,13 @@ class FrameTree:
             path = self.root / "masks" / clip.name / f"{stem(name)}.png"
             mask = load_image(path, "L", Fault.MASK)
         return Frame(image, landmarks, confidence, mask)
+
+    def landmarks(
+        self, clip: Clip, index: int
+    ) -> tuple[Float[Tensor, "68 2"], Float[Tensor, "68"]]:
+        """Of one frame, as ``datamodules.yaw.LandmarkSource`` says."""
+        name = clip.frames[index].decode()
+        return _landmarks(self.root / "landmarks" / clip.name / f"{stem(name)}.npy")
 
 
 def _landmarks(path: Path) -> tuple[Float[Tensor, "68 2"], Float[Tensor, "68"]]:

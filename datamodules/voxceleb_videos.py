@@ -119,15 +119,21 @@ class VideoTree(Listing):
         Raises:
             UnusableFrameError: a file is missing, damaged, or of another kind.
         """
+        points, confidence = self.landmarks(clip, index)
+        video, number = self.videos[clip.name], int(stem(clip.frames[index].decode()))
+        with faulty(Fault.IMAGE):
+            image = _image(self.root / video.path, number, video.track is not None)
+        return face_frame(image, points, confidence)
+
+    def landmarks(self, clip: Clip, index: int) -> tuple[Float[Tensor, "k 2"], Float[Tensor, "k"]]:
+        """Of one frame, as ``datamodules.yaw.LandmarkSource`` says."""
         video, number = self.videos[clip.name], int(stem(clip.frames[index].decode()))
         assert video.landmarks is not None
         with faulty(Fault.LANDMARKS):
             points, confidence = _landmarks(self.root / video.landmarks)
             numbers = _numbers(self.root, video, len(points))
         row = int(np.searchsorted(numbers, number))
-        with faulty(Fault.IMAGE):
-            image = _image(self.root / video.path, number, video.track is not None)
-        return face_frame(image, points[row], confidence[row])
+        return points[row], confidence[row]
 
 
 def _clips_of(root: Path, videos: Iterable[Video], left_out: Counter[str]) -> Iterator[Clip]:

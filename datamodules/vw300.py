@@ -30,6 +30,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from jaxtyping import Float
+from torch import Tensor
 
 from datamodules.base import Clip, FaceDataModule, Fault, Frame
 from datamodules.listing import (
@@ -142,12 +144,17 @@ class AnnotatedVideos(Listing):
         """
         name = clip.frames[index].decode()
         folder = self.root / clip.name
-        points, confidence = load_landmarks(folder / "annot" / f"{stem(name)}.pts")
+        points, confidence = self.landmarks(clip, index)
         if not name.endswith(".pts"):
             return face_frame(load_image(folder / "frames" / name), points, confidence)
         with faulty(Fault.IMAGE):
             image = read_frame(folder / "vid.avi", int(stem(name)) - 1)
         return face_frame(image, points, confidence)
+
+    def landmarks(self, clip: Clip, index: int) -> tuple[Float[Tensor, "k 2"], Float[Tensor, "k"]]:
+        """Of one frame, as ``datamodules.yaw.LandmarkSource`` says."""
+        name = stem(clip.frames[index].decode())
+        return load_landmarks(self.root / clip.name / "annot" / f"{name}.pts")
 
 
 def _frames_of(folder: Path, left_out: Counter[str]) -> np.ndarray:

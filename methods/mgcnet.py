@@ -14,7 +14,8 @@ Differs from the paper: the relative pose is the one that maps target to source 
 would have to map camera to model, and the way be back; ``core.multiview``); the synthesized depth
 is carried into the target's frame before it is compared; pixels that would be read beside the
 source's face do not count; epipolar distances are unsigned, the mean of both images', and like the
-landmarks' averaged over the points. Each unknown is the network's output times a constant; pixels
+landmarks' averaged over the points; a covisible triangle has three covisible corners, found in
+pixels finer than the image's. Each unknown is the network's output times a constant; pixels
 of distances are those of images of 224 pixels.
 
 Differs from the authors' public code (TensorFlow): its essential matrix is R [t]_x, for which exact
@@ -31,11 +32,13 @@ from torch import Tensor
 
 from core.contracts import FaceBatch
 from core.multiview import (
+    FINER,
     covisible,
     depth_consistency,
     epipolar_consistency,
     paired,
     pixel_consistency,
+    seen_triangles,
     synthesize,
 )
 from core.precision import without_autocast
@@ -84,6 +87,7 @@ class MGCNet(Regression):
         weights: of the loss terms.
         covisible: compare views only where both see the face; else wherever the target shows it
             (Table 3, row 6).
+        finer: how many times as fine as the images the pixels are that decide what the source sees.
         coefficient_weights: of the identity, expression and albedo regularization.
         importance: how many times as much nose and inner mouth count as other landmarks.
         light_channels: 1 = white light, 9 coefficients; 3 = coloured light, 27 (the paper).
@@ -98,6 +102,7 @@ class MGCNet(Regression):
         self,
         weights: Weights = Weights(),
         covisible: bool = True,
+        finer: int = FINER,
         coefficient_weights: CoefficientWeights = COEFFICIENT_WEIGHTS,
         importance: float = 10.0,
         light_channels: Literal[1, 3] = 3,
@@ -110,7 +115,7 @@ class MGCNet(Regression):
             light_channels=light_channels,
             **options,
         )
-        self.covisible = covisible
+        self.covisible, self.finer = covisible, finer
 
     def hybrid_terms(self, x: Unknowns, batch: FaceBatch) -> dict[str, Tensor]:
         """The terms of Eq. 6 for any unknowns."""
@@ -157,8 +162,13 @@ class MGCNet(Regression):
         if not self.covisible:
             return paired(drawn.mask[chosen])[0]
         index = drawn.fragments.triangle_index.unflatten(0, drawn.mask.shape[:2])
+        target_index, _ = paired(index[chosen])
         pixels, _ = drawn.camera.project(drawn.vertices)
-        return covisible(*paired(index[chosen]), *paired(pixels[chosen]), self.triangles)
+        _, vertices = paired(drawn.vertices[chosen])
+        source = drawn.camera.map(lambda value: paired(value[chosen])[1])
+        size = index.shape[-1]
+        seen = seen_triangles(vertices, source, self.triangles, size, self.finer, self.backend)
+        return covisible(target_index, seen, *paired(pixels[chosen]), self.triangles)
 
 
 if __name__ == "__main__":

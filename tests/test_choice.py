@@ -100,6 +100,33 @@ def test_views_of_a_video_are_apart_and_unknown_yaws_are_not_used() -> None:
         assert np.allclose(np.diff(yaw[frames]), 5, atol=0.11)
 
 
+@pytest.mark.parametrize("within", [None, 15])
+@pytest.mark.parametrize("frames", [3, 5])
+def test_views_are_those_of_the_slow_search(within: int | None, frames: int) -> None:
+    """Each frame as the target; from it on to each side the nearest yaw that is far enough."""
+    rng = np.random.default_rng(3)
+    yaw = np.cumsum(rng.normal(0, 6, 60))
+    yaw[rng.choice(60, 5, replace=False)] = np.nan
+    reach = within or 60
+    wanted = set()
+    for target in np.flatnonzero(np.isfinite(yaw)).tolist():
+        near = [k for k in range(60) if abs(k - target) <= reach and np.isfinite(yaw[k])]
+        views = [target]
+        while len(views) < frames:
+            left = [k for k in near if yaw[k] <= yaw[views[0]] - 4]
+            right = [k for k in near if yaw[k] >= yaw[views[-1]] + 4]
+            if not left or not right:
+                break
+            views = [max(left, key=yaw.__getitem__), *views, min(right, key=yaw.__getitem__)]
+        else:
+            wanted.add(tuple(views))
+    attempts = Views(within=within).attempts(clip(yaw), frames, np.random.default_rng(0))
+    found = [tuple(int(view) for (view,) in places) for places in attempts]
+    assert len(found) == len(set(found))
+    assert set(found) == wanted
+    assert len(wanted) > 10
+
+
 @pytest.mark.parametrize(
     ("yaw", "light"),
     [(None, None), ([0, 15], None), ([0, 15, 30], [1, 1, 2]), ([0, 1, 2], None)],

@@ -23,6 +23,7 @@ from core.multiview import (
     essential_matrix,
     pixel_consistency,
     relative_pose,
+    seen_triangles,
     synthesize,
 )
 from core.render import draw
@@ -72,8 +73,11 @@ class Pair:
         self.colour, self.place = surface.attributes[0].split(3, 1)
         self.pixels = both.project(shape[0])[0]
 
+    def seen(self) -> Tensor:
+        return seen_triangles(self.vertices, self.source, self.triangles, self.index.shape[-1])
+
     def mask(self) -> Tensor:
-        return covisible(*self.index, *self.pixels, self.triangles)
+        return covisible(self.index[0], self.seen(), *self.pixels, self.triangles)
 
     def made(self, values: Tensor):
         return synthesize(self.depth[0], self.target, values[1], self.depth[1], self.source)
@@ -143,7 +147,7 @@ def test_the_mask_matters(head):
 
 
 def seen_by_both(pair: Pair) -> Tensor:
-    """By rays: of the target's pixels those whose point the source sees from outside."""
+    """By rays: of the target's pixels those whose point both views see from outside."""
     vertices = np.asfortranarray(pair.vertices.numpy().astype(np.float32))
     triangles = np.asfortranarray(pair.triangles.numpy().astype(np.int32))
     rays = EmbreeIntersector()
@@ -151,34 +155,22 @@ def seen_by_both(pair: Pair) -> Tensor:
     where = pair.index[0] >= 0
     points = pair.place[0].movedim(0, -1)[where].numpy()
     found = np.zeros(len(points), bool)
-    corners = vertices[triangles]
+    corners = vertices[triangles].astype(float)
     outwards = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
     eyes = [-(view.rotation.mT @ view.translation).numpy() for view in (pair.target, pair.source)]
     sight = points - eyes[1]
     length = np.linalg.norm(sight, axis=1)
-    sight = (sight / length[:, None]).astype(np.float32)
+    directions = (sight / length[:, None]).astype(np.float32)
     own = outwards[pair.index[0][where].numpy()]
-    shows = ((points - eyes[0]) * own).sum(1) < 0
+    shows = np.all([((points - eye) * own).sum(1) < 0 for eye in eyes], 0)
     for k in np.flatnonzero(shows):
-        hit, distance, _, _ = rays.intersectRay_first(eyes[1].astype(np.float32), sight[k])
-        outside = hit >= 0 and outwards[hit] @ sight[k] < 0
-        found[k] = outside and distance >= length[k] - 0.5  # millimetres
+        hit, distance, _, _ = rays.intersectRay_first(eyes[1].astype(np.float32), directions[k])
+        found[k] = hit >= 0 and distance >= length[k] - 0.05  # millimetres
     return torch.zeros_like(where).masked_scatter(where, torch.from_numpy(found))
 
 
-def slanted(pair: Pair) -> Tensor:
-    """Of the target's pixels those whose triangle the source sees at more than 78 degrees."""
-    corners = pair.vertices[pair.triangles]
-    outwards = torch.linalg.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
-    eye = -(pair.source.rotation.mT @ pair.source.translation)
-    cosine = torch.cosine_similarity(outwards, eye - corners.mean(1), dim=-1)
-    return (cosine < 0.2)[pair.index[0].clamp(min=0)]
-
-
 def overlaps(head: FaceModel, count: int) -> Tensor:
-    """Intersection over union of the covisible map and that of rays, of random pairs: of all
-    pixels, and of those that the source does not see at a slant.
-    """
+    """Intersection over union of the covisible map and that of rays, of random pairs."""
     random = np.random.default_rng(0)
     found = []
     for seed in range(count):
@@ -186,32 +178,34 @@ def overlaps(head: FaceModel, count: int) -> Tensor:
         second = np.clip(first + random.choice([-1, 1]) * random.uniform(5, 60), -75, 75)
         pair = Pair(head, (first, second), seed=seed, pitch=random.uniform(-0.3, 0.3))
         truth, mask = seen_by_both(pair), pair.mask()[0] > 0
-        parts = (torch.ones_like(mask), ~slanted(pair))
-        either, both = (
-            torch.stack([(area & part).sum() for part in parts])
-            for area in (truth | mask, truth & mask)
-        )
-        found.append(both / either)
-    return torch.stack(found, -1)
+        found.append((truth & mask).sum() / (truth | mask).sum())
+    return torch.stack(found)
 
 
 def test_the_covisible_map_is_what_rays_find(head):
-    found, straight = overlaps(head, 6)
-    assert found.mean() >= 0.98
-    assert found.min() >= 0.95  # at a slant triangles are narrower than the source's pixels
-    assert straight.min() >= 0.98
+    """The eighth of the pairs is among the three worst of 100."""
+    assert overlaps(head, 8).min() >= 0.98
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 def test_the_covisible_map_is_what_rays_find_in_100_pairs(head):
-    found, straight = overlaps(head, 100)
-    for name, values in (("all pixels", found), ("not at a slant", straight)):
-        print(f"IoU, {name}: mean {values.mean():.4f}, lowest {values.min():.4f}")
-    assert found.mean() >= 0.98
-    assert found.min() >= 0.95
-    assert straight.mean() >= 0.99
-    assert straight.min() >= 0.97  # beside what hides the face a ring of triangles counts as seen
+    found = overlaps(head, 100)
+    print(f"IoU: mean {found.mean():.4f}, lowest {found.min():.4f}")
+    assert found.mean() >= 0.99
+    assert found.min() >= 0.98
+
+
+def test_what_is_seen_at_a_slant_needs_fine_pixels(head):
+    """Triangles narrower than the view's own pixels are missed."""
+    pair = Pair(head, (0, 70))
+    truth = seen_by_both(pair)
+    missed = []
+    for finer in (1, 6):
+        seen = seen_triangles(pair.vertices, pair.source, pair.triangles, SIZE, finer)
+        mask = covisible(pair.index[0], seen, *pair.pixels, pair.triangles)[0] > 0
+        missed.append((truth & ~mask).sum() / truth.sum())
+    assert missed[0] > 0.03
+    assert missed[1] < 0.01
 
 
 def test_epipolar_distance_is_that_of_kornia(head):
@@ -351,9 +345,13 @@ def test_pairs_of_a_batch_do_not_mix(head):
         for name in ("depth", "colour")
     )
     made = synthesize(depth[0], views("target"), colour[1], depth[1], views("source"))
-    index = [torch.stack([pair.index[k] for pair in pairs])[:, None] for k in (0, 1)]
+    index = torch.stack([pair.index[0] for pair in pairs])[:, None]
     pixels = [table([pair.pixels[k] for pair in pairs]) for k in (0, 1)]
-    mask = covisible(*index, *pixels, pairs[0].triangles)
+    triangles = pairs[0].triangles
+    vertices = table([pair.vertices for pair in pairs])
+    seen = seen_triangles(vertices, views("source"), triangles, 64)
+    assert (seen[:, 0] != torch.stack([pair.seen() for pair in pairs])).double().mean() < 1e-3
+    mask = covisible(index, seen, *pixels, triangles)
     for k, pair in enumerate(pairs):
         alone = pair.made(pair.colour)
         both = (mask[k, 0] * made.mask[k, 0] * alone.mask)[0] > 0
