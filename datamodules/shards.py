@@ -122,7 +122,7 @@ class ShardSource:
             seen = self._decoded(grey, cv2.IMREAD_GRAYSCALE, clip, index)
         return Frame(image, torch.from_numpy(values[:, :2]), torch.from_numpy(values[:, 2]), seen)
 
-    def landmarks(
+    def landmarks_of(
         self, clip: Clip, index: int
     ) -> tuple[Float[Tensor, "68 2"], Float[Tensor, "68"]]:
         """Of one frame, as ``datamodules.yaw.LandmarkSource`` says."""
