@@ -72,6 +72,9 @@ class FaceDataModule(LightningDataModule):
     Bad frames are left out: the first of each kind is logged with its path, all are counted in
     ``skipped``. ``PATIENCE`` clips in a row without a usable frame are an error.
 
+    ``choice.Views`` needs the yaw of every frame: where the dataset does not tell it, each process
+    reads the landmarks of all frames of all splits at each start.
+
     Args:
         image_size: side of the crops, pixels.
         frames_per_clip: v in training.

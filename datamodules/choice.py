@@ -127,8 +127,10 @@ class Views(Choice):
     Args:
         apart: neighbouring views differ in yaw by at least so many degrees, and as little more as
             there is. Ours: a little less than the steps of 300W-LP, 5; those of Multi-PIE are 15.
-        within: all views are at most so many frames before or after the target, so that a talking
-            face in a video has hardly changed; None = the clip shows one instant.
+        within: all views are at most so many places of the clip before or after the target, so that
+            a talking face in a video has hardly changed; None = the clip shows one instant. Frames
+            on both sides of dropped ones are neighbours, and so are those on both sides of a cut
+            where a clip is a whole video (``whole_video``).
     """
 
     multi_view = True
@@ -170,14 +172,15 @@ class Views(Choice):
             yaw: theirs.
             frames: in a set.
         """
+        if self.within is None:
+            return members[self._neighbours(yaw, frames)]
         # for each frame as the target a row with the others that are near enough in time
         count = len(members)
-        reach = count - 1 if self.within is None else min(self.within, count - 1)
+        reach = min(self.within, count - 1)
         others = np.arange(count)[:, None] + np.arange(-reach, reach + 1)
         near = (others >= 0) & (others < count)
         others = others.clip(0, count - 1)
-        if self.within is not None:
-            near &= np.abs(members[others] - members[:, None]) <= self.within
+        near &= np.abs(members[others] - members[:, None]) <= self.within
         turned = np.where(near, yaw[others], np.nan)
         views, complete = [np.arange(count)], np.ones(count, bool)
         for side in (-1, 1):  # of the target
@@ -190,6 +193,19 @@ class Views(Choice):
                 last = yaw[found]
                 views = [found, *views] if side < 0 else [*views, found]
         return members[np.stack(views, 1)[complete]]
+
+    def _neighbours(self, yaw: np.ndarray, frames: int) -> np.ndarray:
+        """The sets of views where time does not count, (sets, frames), in the order of targets."""
+        order = np.argsort(yaw, kind="stable")
+        ranked, none = yaw[order], len(yaw)
+        # of each rank the neighbours; the last entry, also reached by -1, stands for none
+        after = np.append(np.searchsorted(ranked, ranked + self.apart), none)
+        before = np.append(np.searchsorted(ranked, ranked - self.apart, "right") - 1, none)
+        views = np.argsort(order)[:, None]
+        for _ in range(frames // 2):
+            views = np.hstack([before[views[:, :1]], views, after[views[:, -1:]]])
+            views[views == -1] = none
+        return order[views[(views < none).all(1)]]
 
 
 class Lights(Choice):

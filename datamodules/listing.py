@@ -9,9 +9,10 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from stat import S_ISREG
 from typing import Literal, get_args
 
 import numpy as np
@@ -242,11 +243,22 @@ def image_clips(images: Iterable[tuple[str, str]], by_person: bool) -> list[Clip
 
 
 def first_file(paths: Iterable[Path]) -> Path | None:
-    """The first one that is there; in folders that may not be entered there is none."""
+    """The first one that is there, past places that cannot be reached.
+
+    Raises:
+        UnusableFrameError: none is, and one may be where it could not be reached.
+    """
+    unreached = None
     for path in paths:
-        with suppress(OSError):
-            if path.is_file():
+        try:
+            if S_ISREG(path.stat().st_mode):
                 return path
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except OSError as error:
+            unreached = error
+    if unreached:
+        raise UnusableFrameError(Fault.LANDMARKS, str(unreached)) from unreached
     return None
 
 

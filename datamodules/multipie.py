@@ -43,6 +43,7 @@ from datamodules.listing import (
     IMAGES,
     Listing,
     clips_by_split,
+    closed,
     face_frame,
     first_file,
     listed_or_divided,
@@ -131,12 +132,12 @@ class Shots(Listing):
             DataError: it holds something else, or the lists in ``splits`` overlap.
         """
         require_folder("Multi-PIE", root, WANTED, LICENCE)
-        if not landmarks.is_dir():
+        if why := closed(landmarks):
             if not _has_shots(root):
                 report(root, 0, WANTED, Counter())
             raise AssetNotFoundError(
                 "Landmarks for Multi-PIE",
-                f"'{landmarks}'",
+                f"'{landmarks}' ({why})",
                 "Let a detector find them, 68 points for each image, as 001_01_01_051_07.npy; give "
                 "their folder as --data.landmarks.",
             )

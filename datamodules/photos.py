@@ -3,7 +3,7 @@
 import logging
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import groupby, islice
 from pathlib import Path
@@ -19,9 +19,10 @@ from core.crop import face_crop, five_point_crop, transform_points, warp
 from core.detect import FaceDetector
 from core.errors import AssetNotFoundError, DataError
 from core.image_files import read_image
+from datamodules.clips import UnusableFrameError
 from datamodules.landmark_files import read_landmarks, read_video_landmarks
 from datamodules.listing import closed, is_utf8
-from datamodules.reading import INSIDE, LARGEST
+from datamodules.reading import face_box
 
 log = logging.getLogger(__name__)
 
@@ -131,13 +132,13 @@ class Photos(LightningDataModule):
         return DataLoader(dataset=_Faces(self), batch_size=None)
 
     def _sources(self) -> list["_Source"]:
-        if not self.path.exists():
+        if not _exists(self.path):
             raise AssetNotFoundError(
                 "photos",
                 f"'{self.path}'",
                 "Give a folder of photos, a photo or a video: --data.path.",
             )
-        if self.landmarks and not self.landmarks.is_file():
+        if self.landmarks and not (_exists(self.landmarks) and self.landmarks.is_file()):
             raise AssetNotFoundError(
                 "landmarks", f"'{self.landmarks}'", "Give a file: --data.landmarks."
             )
@@ -162,7 +163,9 @@ class Photos(LightningDataModule):
 
     def _people(self) -> list["_Source"]:
         """The photos of each folder that has some."""
-        inside = sorted(p for p in self.path.iterdir() if p.is_dir() and p.name not in BESIDE)
+        inside = _in_utf8(
+            self.path, (p for p in self.path.iterdir() if p.is_dir() and p.name not in BESIDE)
+        )
         for folder in inside:
             if why := closed(folder):
                 log.warning("'%s' left out: %s", folder, why)
@@ -339,18 +342,10 @@ class _Reader:
         size, margin = self.photos.image_size, self.photos.crop_margin
         height, width = image.shape[-2:]
         seen = confidence > 0
-        inside = ((points >= 0) & (points <= points.new_tensor([width, height]))).all(-1)
-        if points[seen].isfinite().all() and (inside & seen).sum() < INSIDE * seen.sum():
-            raise DataError(
-                f"only {int((inside & seen).sum())} of {int(seen.sum())} landmarks are in the "
-                f"image of {width} x {height} pixels"
-            )
-        if seen.any() and points[seen].isfinite().all():
-            span = float((points[seen].amax(0) - points[seen].amin(0)).max())
-            if span > LARGEST * max(width, height):
-                raise DataError(
-                    f"landmarks {span:.3g} pixels apart in an image of {width} x {height}"
-                )
+        try:
+            face_box(points[seen].numpy(), width, height)
+        except UnusableFrameError as error:
+            raise DataError(str(error)) from error
         if len(points) == 5:
             if not seen.all():
                 raise DataError(f"{int((~seen).sum())} of 5 landmarks are missing; all are needed")
@@ -359,6 +354,21 @@ class _Reader:
             matrix = face_crop(points, confidence, size, margin)
         points = torch.where(points.isfinite().all(-1, keepdim=True), points, points[seen].mean(0))
         return _Face(name, image, points, confidence, matrix)
+
+
+def _exists(path: Path) -> bool:
+    """There is something.
+
+    Raises:
+        DataError: nobody can tell.
+    """
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:  # among them links in a circle
+        raise DataError(f"'{path}' cannot be opened: {error.strerror}") from error
+    return True
 
 
 def _is_photo(path: Path) -> bool:
@@ -371,14 +381,20 @@ def _photos_in(folder: Path) -> list[tuple[Path, str]]:
     Raises:
         DataError: there is none.
     """
-    found = sorted(filter(_is_photo, folder.iterdir()))
-    files = [file for file in found if is_utf8(file.name)]
-    if len(files) < len(found):
-        log.warning("'%s': %d names that are not UTF-8 left out", folder, len(found) - len(files))
+    files = _in_utf8(folder, filter(_is_photo, folder.iterdir()))
     if not files:
         names = sorted({ascii(f.suffix or f.name)[1:-1] for f in folder.iterdir()})[:8]
         raise DataError(f"no photo in '{folder}': found {names}, wanted {sorted(IMAGES)}")
     return list(zip(files, _unique_names(files), strict=True))
+
+
+def _in_utf8(folder: Path, paths: Iterable[Path]) -> list[Path]:
+    """What is in a folder, sorted, without names that are not UTF-8."""
+    found = list(paths)
+    kept = sorted(path for path in found if is_utf8(path.name))
+    if len(kept) < len(found):
+        log.warning("'%s': %d names that are not UTF-8 left out", folder, len(found) - len(kept))
+    return kept
 
 
 def _unique_names(files: list[Path]) -> list[str]:

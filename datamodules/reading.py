@@ -217,24 +217,7 @@ class ClipReader:
         five = None if seen else frame.five_points
         points = landmarks if seen == 68 else landmarks[confidence > 0]
         points = points if five is None else five.numpy()
-        finite, inside, box = _extent(points, width, height)
-        if finite < len(points):
-            raise UnusableFrameError(
-                Fault.NOT_FINITE,
-                f"{name}: {len(points) - finite} of {len(points)} landmarks are NaN or infinite",
-            )
-        if inside < INSIDE * len(points):
-            raise UnusableFrameError(
-                Fault.OUTSIDE,
-                f"{name}: only {inside} of {len(points)} landmarks are in the image of {width} x "
-                f"{height} pixels",
-            )
-        span = max(box[2] - box[0], box[3] - box[1])
-        if span > LARGEST * max(width, height):  # one far point would make a crop of it, endlessly
-            raise UnusableFrameError(
-                Fault.OUTSIDE,
-                f"{name}: landmarks {span:.3g} pixels apart in an image of {width} x {height}",
-            )
+        box = face_box(points, width, height, f"{name}: ")
         if frame.landmarks_3d is not None and not frame.landmarks_3d.isfinite().all():
             raise UnusableFrameError(Fault.NOT_FINITE, f"{name}: NaN or infinite 3D landmarks")
         if frame.mask is not None and frame.mask.shape[-2:] != (height, width):
@@ -415,6 +398,42 @@ def _extent(points, width, height):  # noqa: ANN001, ANN202
             inside += (0 <= x <= width) and (0 <= y <= height)
             left, top, right, bottom = min(left, x), min(top, y), max(right, x), max(bottom, y)
     return finite, inside, (left, top, right, bottom)
+
+
+def face_box(
+    points: Float[np.ndarray, "k 2"], width: int, height: int, where: str = ""
+) -> tuple[float, float, float, float]:
+    """Left, top, right, bottom of a face's landmarks, if they can be used.
+
+    Args:
+        points: pixels, those that are not missing.
+        width: of the image.
+        height: of the image.
+        where: they are, for messages.
+
+    Raises:
+        UnusableFrameError: one is not finite, too few are in the image, or they are too far apart.
+    """
+    count = len(points)
+    finite, inside, box = _extent(points, width, height)
+    if finite < count:
+        raise UnusableFrameError(
+            Fault.NOT_FINITE,
+            f"{where}{count - finite} of {count} landmarks are NaN or infinite",
+        )
+    if inside < INSIDE * count:
+        raise UnusableFrameError(
+            Fault.OUTSIDE,
+            f"{where}only {inside} of {count} landmarks are in the image of {width} x {height} "
+            "pixels",
+        )
+    span = max(box[2] - box[0], box[3] - box[1])
+    if span > LARGEST * max(width, height):  # one far point would make a crop of it, endlessly
+        raise UnusableFrameError(
+            Fault.OUTSIDE,
+            f"{where}landmarks {span:.3g} pixels apart in an image of {width} x {height}",
+        )
+    return box
 
 
 def _crop_matrix(

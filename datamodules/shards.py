@@ -43,7 +43,7 @@ from torch import Tensor
 from core.errors import AssetNotFoundError, DataError
 from datamodules.base import FaceDataModule
 from datamodules.clips import Clip, ClipTable, Fault, Frame, Split, UnusableFrameError
-from datamodules.listing import contents, listed_or_divided
+from datamodules.listing import closed, contents, listed_or_divided
 from datamodules.shard_files import FRAME, LANDMARK_BYTES
 
 OPEN_FILES = 64
@@ -108,11 +108,7 @@ class ShardSource:
         """
         place = self._place(clip, index)
         mask, begin = int(place["mask_bytes"]), int(place["landmarks"])
-        count = int(place["mask"]) + mask if mask else begin + LANDMARK_BYTES
-        if count < max(int(place["image"]), begin + LANDMARK_BYTES):
-            where = self._where(clip, index)
-            raise UnusableFrameError(Fault.IMAGE, f"{where}: its line of the index is damaged")
-        content = self._read(place, count, clip, index)
+        content = self._read(place, _length(place), clip, index)
         values = np.frombuffer(content, np.float32, LANDMARK_BYTES // 4, begin).reshape(68, 3)
         colours = np.frombuffer(content, np.uint8, int(place["image"]))
         image = self._decoded(colours, cv2.IMREAD_COLOR_RGB, clip, index)
@@ -122,7 +118,7 @@ class ShardSource:
             seen = self._decoded(grey, cv2.IMREAD_GRAYSCALE, clip, index)
         return Frame(image, torch.from_numpy(values[:, :2]), torch.from_numpy(values[:, 2]), seen)
 
-    def landmarks(
+    def landmarks_of(
         self, clip: Clip, index: int
     ) -> tuple[Float[Tensor, "68 2"], Float[Tensor, "68"]]:
         """Of one frame, as ``datamodules.yaw.LandmarkSource`` says."""
@@ -143,11 +139,32 @@ class ShardSource:
         return self._decoded(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR_RGB, clip, index)
 
     def _place(self, clip: Clip, index: int) -> np.void:
-        """A frame's line of the index."""
-        row = bisect_left(self._clips["name"], clip.name.encode())
+        """A frame's line of the index.
+
+        Raises:
+            UnusableFrameError: there is none, or it tells of bytes that are not in the shards.
+        """
+        name = clip.frames[index]
+        place = self._line(clip.name.encode(), name)
+        if place is not None and place["image"]:
+            shard, end = int(place["shard"]), int(place["start"]) + _length(place)
+            if shard < len(self._sizes) and end <= self._sizes[shard]:
+                return place
+        where = f"'{self.root / 'index'}', {clip.name}/{name.decode()}"
+        raise UnusableFrameError(Fault.IMAGE, f"{where}: its line of the index is damaged or gone")
+
+    def _line(self, clip: bytes, frame: bytes) -> np.void | None:
+        """The one of these names, if there is one."""
+        clips = self._clips["name"]
+        row = bisect_left(clips, clip)
+        if row == len(clips) or clips[row] != clip:
+            return None
         first, last = int(self._clips["first"][row]), int(self._clips["last"][row])
-        first += int(self._names.read(first, last).searchsorted(clip.frames[index]))
-        return self._frames.read(first, first + 1)[0]
+        names = self._names.read(first, last)
+        number = int(names.searchsorted(frame))
+        if number == len(names) or names[number] != frame:
+            return None
+        return self._frames.read(first + number, first + number + 1)[0]
 
     def _read(self, place: np.void, count: int, clip: Clip, index: int) -> bytearray:
         try:
@@ -172,17 +189,20 @@ class ShardSource:
         return f"'{path}', {clip.name}/{clip.frames[index].decode()}"
 
     def _open(self) -> None:
-        if not (self.root / "index").is_dir():
+        if why := closed(self.root / "index"):
             unfinished = ""
-            if (self.root / "shards").is_dir():
+            if not closed(self.root / "shards"):
                 unfinished = " A preparation that did not finish? Run its command again."
             raise AssetNotFoundError(
-                "shards", f"'{self.root}' ({contents(self.root)})", f"Wanted {WANTED}.{unfinished}"
+                "shards",
+                f"'{self.root}' ({contents(self.root)}; index: {why})",
+                f"Wanted {WANTED}.{unfinished}",
             )
         self._frames = _Lines(self.root / "index/frames.npy", FRAME)
         self._names = _Lines(self.root / "index/names.npy")
-        self._clips = _mapped(self.root / "index/clips.npy", CLIP_COLUMNS)
-        sizes = _mapped(self.root / "index/shards.npy")
+        # a plain view: slices of a memmap are slow to make
+        self._clips = np.asarray(_mapped(self.root / "index/clips.npy", CLIP_COLUMNS))
+        self._sizes = _mapped(self.root / "index/shards.npy").tolist()
         wanted = int(self._clips["last"].max())
         empty = self._clips["first"] >= self._clips["last"]
         if {len(self._frames), len(self._names)} != {wanted} or empty.any():
@@ -190,13 +210,22 @@ class ShardSource:
                 f"'{self.root / 'index'}': {len(self._frames)} frames and {len(self._names)} names "
                 f"for the clips' {wanted}: its files are not of one index"
             )
+        if (self._clips["name"][1:] <= self._clips["name"][:-1]).any():
+            raise DataError(
+                f"'{self.root / 'index/clips.npy'}' is not sorted by name: copy the index again, "
+                "or remove it and prepare it again"
+            )
         self._files = _OpenFiles(self.root / "shards")
-        for shard, size in enumerate(sizes.tolist()):
+        for shard, size in enumerate(self._sizes):
             path = self._files.path(shard)
-            got = path.stat().st_size if path.is_file() else "no such file"
+            got: int | str | None
+            try:
+                got = path.stat().st_size
+            except OSError as error:
+                got = error.strerror
             if got != size:
                 raise DataError(
-                    f"'{path}': {got} bytes, wanted {size} by the index: copy the shards again, or "
+                    f"'{path}': {got}, wanted {size} bytes by the index: copy the shards again, or "
                     "remove shards and index and prepare them again"
                 )
         self._splits = self._divided()
@@ -218,7 +247,7 @@ class ShardSource:
 
 
 class _Lines:
-    """The lines of one of the index's files, read when they are asked for.
+    """The lines of one of the index's files, read when they are asked for; pickled by its path.
 
     Args:
         path: the .npy file.
@@ -233,9 +262,12 @@ class _Lines:
         array = _mapped(path)
         if kind and array.dtype != kind:
             raise DataError(f"'{path}': lines of {array.dtype}, wanted {kind}")
-        self._kind, self._length = array.dtype, len(array)
-        self._start = path.stat().st_size - array.nbytes
+        self._path, self._kind, self._length = path, array.dtype, len(array)
+        self._start = array.offset
         self._descriptor = os.open(path, os.O_RDONLY)
+
+    def __reduce__(self) -> tuple[type, tuple[Path, np.dtype]]:
+        return type(self), (self._path, self._kind)
 
     def __del__(self) -> None:
         if self._descriptor >= 0:
@@ -251,21 +283,27 @@ class _Lines:
         return np.frombuffer(content, self._kind)
 
 
-def _mapped(path: Path, columns: tuple[str, ...] | None = None) -> np.ndarray:
+def _length(place: np.void) -> int:
+    """Of a frame in its shard, bytes: to the end of image, landmarks and mask."""
+    image, begin, mask = int(place["image"]), int(place["landmarks"]), int(place["mask_bytes"])
+    return max(image, begin + LANDMARK_BYTES, int(place["mask"]) + mask if mask else 0)
+
+
+def _mapped(path: Path, columns: tuple[str, ...] | None = None) -> np.memmap:
     """A file of the index, which has these columns, if any are named.
 
     Raises:
         DataError: it is something else.
     """
     try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        array = np.lib.format.open_memmap(path, mode="r")
     except Exception as error:  # NumPy's parsers raise a dozen kinds on damaged files
         raise DataError(f"'{path}' is not part of an index of shards: {error}") from error
     if array.ndim != 1 or not len(array) or columns not in (None, array.dtype.names):
         raise DataError(
             f"'{path}': {array.dtype} {array.shape}, wanted a row of {columns or 'lines'}"
         )
-    return np.asarray(array)  # a plain view: slices of a memmap are slow to make
+    return array
 
 
 class _OpenFiles:

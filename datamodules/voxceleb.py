@@ -162,7 +162,7 @@ class FrameTree:
             UnusableFrameError: a file is missing, damaged, or of another kind.
         """
         name = clip.frames[index].decode()
-        landmarks, confidence = self.landmarks(clip, index)
+        landmarks, confidence = self.landmarks_of(clip, index)
         path = self.root / "frames" / clip.name / name
         image = load_image(path)
         mask = None
@@ -171,7 +171,7 @@ class FrameTree:
             mask = load_image(path, "L", Fault.MASK)
         return Frame(image, landmarks, confidence, mask)
 
-    def landmarks(
+    def landmarks_of(
         self, clip: Clip, index: int
     ) -> tuple[Float[Tensor, "68 2"], Float[Tensor, "68"]]:
         """Of one frame, as ``datamodules.yaw.LandmarkSource`` says."""

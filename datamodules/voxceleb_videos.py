@@ -119,13 +119,15 @@ class VideoTree(Listing):
         Raises:
             UnusableFrameError: a file is missing, damaged, or of another kind.
         """
-        points, confidence = self.landmarks(clip, index)
+        points, confidence = self.landmarks_of(clip, index)
         video, number = self.videos[clip.name], int(stem(clip.frames[index].decode()))
         with faulty(Fault.IMAGE):
             image = _image(self.root / video.path, number, video.track is not None)
         return face_frame(image, points, confidence)
 
-    def landmarks(self, clip: Clip, index: int) -> tuple[Float[Tensor, "k 2"], Float[Tensor, "k"]]:
+    def landmarks_of(
+        self, clip: Clip, index: int
+    ) -> tuple[Float[Tensor, "k 2"], Float[Tensor, "k"]]:
         """Of one frame, as ``datamodules.yaw.LandmarkSource`` says."""
         video, number = self.videos[clip.name], int(stem(clip.frames[index].decode()))
         assert video.landmarks is not None

@@ -144,14 +144,16 @@ class AnnotatedVideos(Listing):
         """
         name = clip.frames[index].decode()
         folder = self.root / clip.name
-        points, confidence = self.landmarks(clip, index)
+        points, confidence = self.landmarks_of(clip, index)
         if not name.endswith(".pts"):
             return face_frame(load_image(folder / "frames" / name), points, confidence)
         with faulty(Fault.IMAGE):
             image = read_frame(folder / "vid.avi", int(stem(name)) - 1)
         return face_frame(image, points, confidence)
 
-    def landmarks(self, clip: Clip, index: int) -> tuple[Float[Tensor, "k 2"], Float[Tensor, "k"]]:
+    def landmarks_of(
+        self, clip: Clip, index: int
+    ) -> tuple[Float[Tensor, "k 2"], Float[Tensor, "k"]]:
         """Of one frame, as ``datamodules.yaw.LandmarkSource`` says."""
         name = stem(clip.frames[index].decode())
         return load_landmarks(self.root / clip.name / "annot" / f"{name}.pts")

@@ -26,7 +26,9 @@ CONTOUR = 17  # the first landmarks, which are on other points of the face in ea
 class LandmarkSource(Protocol):
     """A ``ClipSource`` that reads a frame's landmarks without its image."""
 
-    def landmarks(self, clip: Clip, index: int) -> tuple[Float[Tensor, "k 2"], Float[Tensor, "k"]]:
+    def landmarks_of(
+        self, clip: Clip, index: int
+    ) -> tuple[Float[Tensor, "k 2"], Float[Tensor, "k"]]:
         """Pixels, and confidences; 0 = missing.
 
         Raises:
@@ -38,7 +40,10 @@ def with_landmark_yaw(source: object, clips: Iterable[Clip]) -> list[Clip]:
     """The clips, those of several frames without known yaw with that of their landmarks.
 
     NaN for frames whose landmarks cannot be read, or are not all 68 seen. Sources that are no
-    ``LandmarkSource`` give the clips as they are. Reads every frame's landmarks, once.
+    ``LandmarkSource`` give the clips as they are.
+
+    Reads the landmarks of every frame, one after the other, and keeps nothing: each process of a
+    training does so again at each start.
     """
     clips = list(clips)
     if not isinstance(source, LandmarkSource):
@@ -76,7 +81,7 @@ def landmark_yaw(points: Float[Tensor, "*b 68 2"]) -> Float[Tensor, "*b"]:
 def _points(source: LandmarkSource, clip: Clip, index: int) -> Tensor:
     """The 68 landmarks of a frame, NaN where they are not all known."""
     try:
-        points, confidence = source.landmarks(*clip.at(index))
+        points, confidence = source.landmarks_of(*clip.at(index))
     except UnusableFrameError:
         return torch.full((68, 2), torch.nan)
     known = len(points) == 68 and bool((confidence > 0).all())

@@ -1,5 +1,6 @@
 import pickle
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -203,6 +204,23 @@ def test_bad_68_points_are_a_fault(shared, tmp_path):
     (tmp_path / "000007.npy").write_bytes(b"text")
     source = Celebrities.scan(shared, landmarks=tmp_path)
     with pytest.raises(UnusableFrameError, match=r"000007.npy") as caught:
+        source.read(source.splits["val"][0], 0)
+    assert caught.value.fault == Fault.LANDMARKS
+
+
+@pytest.mark.parametrize("error", [PermissionError(13, "no"), OSError(116, "Stale file handle")])
+def test_68_points_that_cannot_be_reached_do_not_become_five(shared, tmp_path, monkeypatch, error):
+    save_array(tmp_path / "000007.npy", face_points(np.random.default_rng(0), 64))
+    source = Celebrities.scan(shared, landmarks=tmp_path)
+    stat = Path.stat
+
+    def failing(path, **options):
+        if path.parent == tmp_path:
+            raise error
+        return stat(path, **options)
+
+    monkeypatch.setattr(Path, "stat", failing)  # root may open anything
+    with pytest.raises(UnusableFrameError, match=error.strerror) as caught:
         source.read(source.splits["val"][0], 0)
     assert caught.value.fault == Fault.LANDMARKS
 

@@ -1,5 +1,6 @@
 """Which frames are read together, by pose, light and time; how bad ones are replaced."""
 
+import tracemalloc
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -125,6 +126,17 @@ def test_views_are_those_of_the_slow_search(within: int | None, frames: int) -> 
     assert len(found) == len(set(found))
     assert set(found) == wanted
     assert len(wanted) > 10
+
+
+def test_views_of_a_long_clip_take_little_memory() -> None:
+    """They are looked for at each draw."""
+    frames = 3000
+    long = clip(np.random.default_rng(0).uniform(-60, 60, frames))
+    tracemalloc.start()
+    assert len(chosen(Views(), long, 3)) == 3
+    made = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert made < 1000 * frames
 
 
 @pytest.mark.parametrize(

@@ -167,16 +167,20 @@ def test_what_was_found_is_said_of_anything(tmp_path, monkeypatch):
 
 def test_the_first_file_is_found_beside_folders_that_may_not_be_entered(tmp_path, monkeypatch):
     touch(tmp_path, "a/1", "b/1", "c/1")
-    is_file = Path.is_file
+    stat = Path.stat
 
-    def in_open_folders(path):
+    def in_open_folders(path, **options):
         if path.parent.name == "a":
             raise PermissionError(13, "Permission denied", str(path))
-        return is_file(path)
+        return stat(path, **options)
 
-    monkeypatch.setattr(Path, "is_file", in_open_folders)
+    monkeypatch.setattr(Path, "stat", in_open_folders)  # root may open anything
     assert first_file(tmp_path / name / "1" for name in "axbc") == tmp_path / "b/1"
-    assert first_file([tmp_path / "a/1"]) is None
+    assert first_file(tmp_path / name / "1" for name in "xy") is None
+    assert first_file([tmp_path / "b/1/1", tmp_path / "b"]) is None
+    with pytest.raises(UnusableFrameError, match=r"Permission denied: '.*a/1'") as caught:
+        first_file(tmp_path / name / "1" for name in "ax")
+    assert caught.value.fault == Fault.LANDMARKS
 
 
 def test_clips_follow_their_people():

@@ -1,3 +1,4 @@
+import os
 import pickle
 import shutil
 from itertools import permutations
@@ -140,6 +141,25 @@ def test_an_epoch_counts_what_it_leaves_out(root):
         "landmarks are not finite": 1,
         "landmarks are outside the image": 1,
     }
+
+
+def test_a_folder_of_landmarks_that_may_not_be_entered(shared, monkeypatch):
+    """Below another one that may not."""
+    landmarks = shared.parent / "closed/landmarks"
+
+    def denied(function):
+        def checked(path, *args, **options):
+            if Path(path) == landmarks:
+                raise PermissionError(13, "Permission denied", str(path))
+            return function(path, *args, **options)
+
+        return checked
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "scandir", denied(os.scandir))  # root may open anything
+        patch.setattr(Path, "stat", denied(Path.stat))
+        with pytest.raises(AssetNotFoundError, match=r"landmarks' \(cannot be opened: Permission"):
+            Shots.scan(shared, landmarks)
 
 
 def test_other_folders_say_what_was_found(tmp_path, shared):

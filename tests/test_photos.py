@@ -130,7 +130,7 @@ def test_bad_files_are_skipped_counted_and_named(tmp_path, caplog):
 
 
 def test_folders_and_names_that_cannot_be_used(tmp_path, caplog, monkeypatch):
-    for name in ("ann/good.jpg", "bob/good.jpg", "ann/gr\udcfcn.jpg"):
+    for name in ("ann/good.jpg", "bob/good.jpg", "ann/gr\udcfcn.jpg", "j\udcf6rg/good.jpg"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         photo(tmp_path / name)
         np.savetxt((tmp_path / name).with_suffix(".txt"), FIVE)
@@ -146,9 +146,22 @@ def test_folders_and_names_that_cannot_be_used(tmp_path, caplog, monkeypatch):
     (batch,) = batches(path=tmp_path, folders_are_people=True)
     assert batch["sample_ids"] == ["ann/good"]
     assert "ann': 1 names that are not UTF-8 left out" in caplog.text
+    assert f"{tmp_path.name}': 1 names that are not UTF-8 left out" in caplog.text
     assert "bob' left out: cannot be opened: Permission denied" in caplog.text
     with pytest.raises(DataError, match="bob' cannot be opened: Permission denied"):
         batches(path=tmp_path / "bob")
+    stat = Path.stat
+
+    def reached(path, **options):
+        if path.parent == tmp_path / "bob":
+            raise PermissionError(13, "Permission denied", str(path))
+        return stat(path, **options)
+
+    monkeypatch.setattr(Path, "stat", reached)
+    with pytest.raises(DataError, match=r"good.jpg' cannot be opened: Permission denied"):
+        batches(path=tmp_path / "bob/good.jpg")
+    with pytest.raises(DataError, match=r"good.txt' cannot be opened: Permission denied"):
+        batches(path=tmp_path / "ann/good.jpg", landmarks=tmp_path / "bob/good.txt")
 
 
 def test_nothing_usable_is_an_error(tmp_path):

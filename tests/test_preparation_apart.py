@@ -27,7 +27,9 @@ def apart():
     return Apart(frames)
 
 
-def test_a_video_that_ends_its_process_or_hangs_is_reported_and_the_others_are_whole(plan, apart):
+def test_a_video_that_ends_its_process_or_hangs_is_reported_and_the_others_are_whole(
+    plan, apart, caplog
+):
     (job,) = plan.jobs()
     start = time.monotonic()
     assert prepare_shard(job, lambda job, video: apart(job.settings.patience, job, video)) == 7
@@ -46,6 +48,8 @@ def test_a_video_that_ends_its_process_or_hangs_is_reported_and_the_others_are_w
     assert reasons["a/b/crash.mp4"] == "ended the process that read it, twice: SIGSEGV"
     assert reasons["a/b/hang.mp4"] == "nothing came of it for 3 s: given up"
     assert reasons["a/b/odd.mp4"].startswith("ZeroDivisionError('integer division")
+    assert "in _trouble" in reasons["a/b/odd.mp4"]  # where it was
+    assert "'a/b/odd.mp4': ZeroDivisionError" in caplog.text
     assert "Input/output error" in reasons["a/b/damage.mp4"]
 
 

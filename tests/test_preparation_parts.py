@@ -21,6 +21,7 @@ from datamodules.preparation import video as video_module
 from datamodules.preparation.masks import FACE, FaceParser
 from datamodules.preparation.plan import Settings, list_videos, make_plan
 from datamodules.preparation.shard import finish, prepare_shard
+from datamodules.preparation.video import stored_frames
 from tests.fakes.videos import clips, film, write
 from tests.fakes.voxceleb import face_points
 
@@ -106,6 +107,43 @@ def test_a_raw_folder_that_is_something_else(tmp_path, raw):
     (tmp_path / "out/plan.json").write_text("{}")
     with pytest.raises(DataError, match="not the plan"):
         make_plan(raw, tmp_path / "out", Settings())
+
+
+@pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError(), ImportError("av")])
+def test_what_is_not_a_videos_fault_stops_the_shard(raw, tmp_path, error):
+    (job,) = make_plan(raw / "dev/mp4/id10001", tmp_path / "out", Settings()).jobs()
+
+    def failing(job, video):
+        if video == job.videos[1]:
+            raise error
+        yield from stored_frames(job, video)
+
+    with pytest.raises(type(error)) as caught:
+        prepare_shard(job, failing)
+    assert caught.value.__notes__ == [f"'{job.videos[1].path}' was being read"]
+    assert not job.tar.exists()
+    assert prepare_shard(job) == len(job.videos) == 2
+
+
+def test_an_unforeseen_error_stops_the_shard_where_every_video_has_it(raw, tmp_path, caplog):
+    plan = make_plan(raw / "dev/mp4/id10001", tmp_path / "out", Settings())
+    (job,) = plan.jobs()
+    good = []
+
+    def failing(job, video):
+        if video not in good:
+            raise RuntimeError(f"no driver for {video.path}")
+        yield from stored_frames(job, video)
+
+    with pytest.raises(RuntimeError, match="no driver for video0/00001"):
+        prepare_shard(job, failing)
+    assert not job.tar.exists()
+    assert caplog.text.count("RuntimeError('no driver") == 1
+    good.append(job.videos[0])
+    prepare_shard(job, failing)
+    finish(plan)
+    (bad,) = json.loads((plan.out / "report.json").read_text())["bad_videos"]
+    assert bad["reason"] == f"RuntimeError('no driver for {job.videos[1].path}')"
 
 
 # detection

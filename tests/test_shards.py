@@ -2,6 +2,7 @@
 
 import io
 import itertools
+import os
 import pickle
 import tarfile
 import time
@@ -148,6 +149,19 @@ def test_it_is_small_to_send(root):
     assert torch.equal(copy.read(clip, 1).image, source.read(clip, 1).image)
 
 
+def test_clips_are_sent_too(root):
+    """And a copy that is gone leaves the other its open file."""
+    clips = ShardSource(root).clips("train")
+    copy = pickle.loads(pickle.dumps(clips))
+    names = [clip.frames.tolist() for clip in clips]
+    assert [clip.frames.tolist() for clip in copy] == names
+    del copy
+    assert [clip.frames.tolist() for clip in clips] == names
+    copy = pickle.loads(pickle.dumps(clips))
+    del clips
+    assert [clip.frames.tolist() for clip in copy] == names
+
+
 def test_few_files_are_open(root, monkeypatch):
     monkeypatch.setattr(shards, "OPEN_FILES", 1)
     source = ShardSource(root)
@@ -200,6 +214,72 @@ def test_a_damaged_line_of_the_index_is_an_unusable_frame(root):
     assert caught.value.fault == Fault.IMAGE
 
 
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [("start", 2**63), ("shard", 2), ("image", 0), ("image", 2**32 - 1), ("landmarks", 2**32 - 4)],
+)
+def test_bytes_that_are_not_in_the_shards_are_not_asked_for(root, column, value):
+    table = np.load(root / "index/frames.npy")
+    table[column] = value
+    np.save(root / "index/frames.npy", table)
+    source = ShardSource(root)
+    clip = source.clips("train")[0]
+    tracemalloc.start()
+    for read in (source.read, source.read_image, source.landmarks_of):
+        with pytest.raises(UnusableFrameError, match=r"000000.jpg: its line of the index"):
+            read(clip, 0)
+    assert tracemalloc.get_traced_memory()[1] < 1e6
+    tracemalloc.stop()
+
+
+def test_nobody_gets_the_frames_of_somebody_else(root):
+    """Where the index was sorted in another way, or a clip is of other shards."""
+    source = ShardSource(root)
+    clip = source.clips("train")[0]
+    for other in (
+        shards.Clip("id10000/video0/00000", clip.identity, clip.frames),
+        shards.Clip("z", "z", clip.frames),
+        shards.Clip(clip.name, clip.identity, np.array([b"000000.png"])),
+        shards.Clip(clip.name, clip.identity, np.array([b"z.jpg"])),
+    ):
+        with pytest.raises(UnusableFrameError, match=f"{other.name}/.* is damaged or gone"):
+            source.read(other, 0)
+    table = np.load(root / "index/clips.npy")
+    np.save(root / "index/clips.npy", table[::-1])
+    with pytest.raises(DataError, match=r"clips.npy' is not sorted by name"):
+        ShardSource(root)
+
+
+def test_bytes_after_the_end_of_the_index_do_not_count(root):
+    source = ShardSource(root)
+    clip = source.clips("train")[0]
+    for name in ("frames", "names"):
+        with (root / f"index/{name}.npy").open("ab") as file:
+            file.write(bytes(8))
+    longer = ShardSource(root)
+    assert longer.clips("train")[0].frames.tolist() == clip.frames.tolist()
+    assert torch.equal(longer.read(clip, 1).image, source.read(clip, 1).image)
+
+
+@pytest.mark.parametrize("folder", [".", "index"])
+def test_folders_that_may_not_be_entered(root, monkeypatch, folder):
+    closed = root / folder
+
+    def denied(function):
+        def checked(path, *args, **options):
+            if closed in (Path(path), *Path(path).parents):
+                raise PermissionError(13, "Permission denied", str(path))
+            return function(path, *args, **options)
+
+        return checked
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "scandir", denied(os.scandir))  # root may open anything
+        patch.setattr(Path, "stat", denied(Path.stat))
+        with pytest.raises(AssetNotFoundError, match="index: cannot be opened: Permission denied"):
+            ShardSource(root)
+
+
 @pytest.mark.parametrize("what", ["nothing", "empty", "other", "unfinished"])
 def test_a_root_that_is_something_else(tmp_path, what):
     root = tmp_path / "set"
@@ -214,7 +294,7 @@ def test_a_root_that_is_something_else(tmp_path, what):
         "other": r"\['frames'\].*prepare",
         "unfinished": "did not finish",
     }
-    with pytest.raises(AssetNotFoundError, match=wanted.get(what, r"\(nothing\)")):
+    with pytest.raises(AssetNotFoundError, match=wanted.get(what, r"\(nothing; index: no such")):
         ShardSource(root)
 
 
@@ -222,10 +302,10 @@ def test_shards_and_index_have_to_fit(root):
     path = root / "shards/00001.tar"
     whole = path.read_bytes()
     path.write_bytes(whole[:-1])
-    with pytest.raises(DataError, match=f"{len(whole) - 1} bytes, wanted {len(whole)}"):
+    with pytest.raises(DataError, match=f"{len(whole) - 1}, wanted {len(whole)} bytes"):
         ShardSource(root)
     path.unlink()
-    with pytest.raises(DataError, match="no such file"):
+    with pytest.raises(DataError, match=r"00001.tar': No such file"):
         ShardSource(root)
     header = b"\x93NUMPY\x01\x00v\x00{'descr': '<f8', (".ljust(128)
     for content in (b"something", b"", header):

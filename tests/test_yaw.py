@@ -9,6 +9,7 @@ import torch
 from core.camera import PerspectiveCamera, frontal
 from core.face_models import load_face_model
 from core.rotation import rotation_from_euler
+from datamodules.celeba import Celebrities
 from datamodules.choice import Views
 from datamodules.clips import Clip, UnusableFrameError
 from datamodules.shards import ShardSource
@@ -16,7 +17,7 @@ from datamodules.voxceleb import FrameTree
 from datamodules.voxceleb_videos import VideoTree
 from datamodules.vw300 import VW300, AnnotatedVideos
 from datamodules.yaw import LandmarkSource, landmark_yaw, with_landmark_yaw
-from tests.fakes import videos, voxceleb, vw300
+from tests.fakes import celeba, videos, voxceleb, vw300
 from tests.fakes.vw300 import write_pts
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -122,6 +123,15 @@ def test_unreadable_landmarks_and_known_yaws(turning, tmp_path):
     assert with_landmark_yaw(object(), [clip]) == [clip]
 
 
+def test_a_folder_of_landmarks_does_not_read_them(tmp_path):
+    """``Celebrities.landmarks`` is a path."""
+    source = Celebrities.scan(celeba.write(tmp_path), landmarks=tmp_path, clips="identity")
+    assert not isinstance(source, LandmarkSource)
+    clips = source.clips("train")
+    assert max(len(clip.frames) for clip in clips) > 1
+    assert with_landmark_yaw(source, clips) == clips
+
+
 def frame_tree(root):
     return FrameTree.scan(voxceleb.write(root))
 
@@ -153,7 +163,7 @@ def test_landmarks_without_images_are_those_of_the_frames(make, tmp_path):
                     frame = source.read(*clip.at(index))
                 except UnusableFrameError:
                     continue
-                points, confidence = source.landmarks(*clip.at(index))
+                points, confidence = source.landmarks_of(*clip.at(index))
                 if len(points) == 5:
                     torch.testing.assert_close(points, frame.five_points)
                     continue

@@ -20,6 +20,8 @@ What can be relied on:
   and how many frames were dropped for which reason. What can be decoded before a damage is kept.
   Decoder and detector have a process of their own beside each that writes: where a video makes it
   crash, twice, or hang for ``--patience`` seconds, that video is listed and the next one read.
+* What is not a video's fault stops it, and of that shard nothing is kept: a model or a module that
+  is missing, memory that is short, an error that nobody foresaw at every one of a shard's videos.
 * The raw folder is only read. Videos that come to it later are not prepared: the list is made once
   and kept in ``plan.json``.
 

@@ -1,6 +1,7 @@
 """The one unit of work: a shard, written whole or not at all, as often as one likes."""
 
 import json
+import logging
 import os
 import shutil
 from collections import Counter
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from core.errors import AssetNotFoundError, DataError, MonofaceError
 from datamodules.preparation.metadata import split_officially
@@ -16,7 +18,12 @@ from datamodules.preparation.plan import Job, Plan, Video, own_name, write_whole
 from datamodules.preparation.video import Step, stored_frames
 from datamodules.shard_files import ShardWriter, StoredFrame, write_index
 
+log = logging.getLogger(__name__)
+
 PARTIAL = ".partial"
+
+# nothing is wrong with a video for which a model or a module is not there, or memory is short
+NOT_OF_A_VIDEO = AssetNotFoundError, ImportError, MemoryError, torch.OutOfMemoryError
 
 Reading = Callable[[Job, Video], Iterator[Step]]
 
@@ -37,6 +44,8 @@ def prepare_shard(job: Job, read: Reading = stored_frames) -> int:
     Raises:
         DataError: it cannot be written.
         AssetNotFoundError: a model is missing.
+        Exception: whatever else is missing, or is raised at each of several videos, although no bad
+            video should raise it; of the shard nothing is kept.
     """
     if job.tar.is_file():
         return len(job.videos)
@@ -99,6 +108,7 @@ def _write(job: Job, path: Path, read: Reading) -> dict[str, np.ndarray]:
     """Write the tar file; returns its part of the index, with the report as JSON."""
     dropped = Counter[str]()
     bad: list[tuple[str, str]] = []
+    unforeseen: list[Exception] = []
     with path.open("wb") as file:
         writer = ShardWriter(file, job.shard)
         for video in job.videos:
@@ -111,15 +121,24 @@ def _write(job: Job, path: Path, read: Reading) -> dict[str, np.ndarray]:
                     elif step is not None:
                         dropped[step] += 1
                 reason = "" if frames else reason
-            except AssetNotFoundError:  # a model; nothing is wrong with the video
+            except NOT_OF_A_VIDEO as error:
+                error.add_note(f"'{video.path}' was being read")
                 raise
+            except (DataError, OSError) as error:
+                _require_raw(job)
+                reason = str(error)
             except Exception as error:  # whatever it is: no video stops the others
                 _require_raw(job)
-                expected = isinstance(error, (DataError, OSError))
-                reason = str(error) if expected else repr(error)
+                # the notes say where, in a process of its own
+                reason = "\n".join([repr(error), *getattr(error, "__notes__", [])])
+                if not unforeseen:
+                    log.warning("'%s': %s", video.path, reason)
+                unforeseen.append(error)
             if reason:
                 bad.append((video.track or video.path, reason))
             writer.add(video.clip, video.identity, frames)
+        if 1 < len(unforeseen) == len(job.videos):  # it is not the videos
+            raise unforeseen[0]
         arrays = writer.close()
         file.flush()
         os.fsync(file.fileno())
