@@ -218,6 +218,7 @@ def _score_arrays(arguments: list[str]) -> int:
     results, figures = score_arrays(options.predictions, options.labels, options.yaw)
     lines = [f"{k} {'-' if figures[k] is None else f'{figures[k]:.4f}'}" for k in PLAIN]
     sys.stdout.write("\n".join(lines) + "\n\n")
+    status = _report_others(results, options, options.predictions.stem)
     if options.json is not None:
         text = json.dumps(figures, indent=2, allow_nan=False) + "\n"
         try:
@@ -225,7 +226,7 @@ def _score_arrays(arguments: list[str]) -> int:
             options.json.write_text(text, encoding="utf-8")
         except OSError as error:
             raise DataError(f"'{options.json}' cannot be written: {error}") from error
-    return _report_others(results, options, options.predictions.stem)
+    return status
 
 
 def _leaderboards(arguments: list[str]) -> int:

@@ -1,12 +1,14 @@
-"""An ablation of a method against its default, at the same budget, over several seeds.
+r"""An ablation of a method against its default, at the same budget, over several seeds.
 
     python -m benchmarks.ablation iest --seeds 1 2 3 [-- --trainer.max_steps 500 ...]
     python -m benchmarks.ablation single_views
-    python -m benchmarks.ablation single_frame -- --model.start_from=runs/pgn_{seed}/last.ckpt
+    python -m benchmarks.ablation single_frame --runs runs/single_frame \
+        -- --model.start_from=runs/pgn_{seed}/checkpoints/last.ckpt --trainer.max_steps=500
 
 Trains and scores both, seed by seed, and writes benchmarks/results/ablation_<name>.json and .md:
 mean and spread of each metric, and the differences seed by seed. ``{seed}`` in an option is the
-seed.
+seed. A run that is finished is used again, by other ablations of the method, too, if its options
+are the same; they are in its options.json.
 """
 
 import argparse
@@ -19,12 +21,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
 from PIL import Image
 
 from benchmarks.base import Results
 from benchmarks.swap import picture
+from core.errors import DataError, MonofaceError
 
 SYNTHETIC, SWAP = "synthetic", "synthetic_swap"  # the benchmarks, by the names of their results
+OPTIONS = "options.json"  # of a run's folder: all that it was trained with besides the default
 ALL = ("photometric_255", "albedo_255", "nme_percent", "pose_degrees", "shape_mm", "neutral_mm")
 
 
@@ -37,21 +42,34 @@ class Ablation:
         overlay: the config that leaves it out.
         metrics: that are compared.
         swapped: metrics of ``benchmarks.swap`` that are compared, too.
+        both: options of both trainings.
+        whole: options of the whole method's alone.
     """
 
     method: str
     overlay: str
     metrics: tuple[str, ...] = ALL
     swapped: tuple[str, ...] = ()
+    both: tuple[str, ...] = ()
+    whole: tuple[str, ...] = ()
 
     @property
     def compared(self) -> tuple[str, ...]:
         """All of them."""
         return self.metrics + self.swapped
 
+    def variants(self, name: str) -> dict[str, list[str]]:
+        """The options of the whole method and of what is left of it, by their names."""
+        return {
+            self.method: [*self.both, *self.whole],
+            name: [f"--config={self.overlay}", *self.both],
+        }
 
-GEOMETRY = ("nme_percent", "nme_to_90_percent", "pose_degrees", "pose_to_90_degrees")
-GEOMETRY += ("shape_mm", "neutral_mm")
+
+GEOMETRY = (
+    *("nme_percent", "nme_to_90_percent", "pose_degrees", "pose_to_90_degrees"),
+    *("shape_mm", "neutral_mm"),
+)
 DENSE = ("dense_own_all_percent", "dense_own_to_90_percent")
 ABLATIONS = {
     "iest": Ablation("cest", "configs/ablations/cest_iest.yaml"),
@@ -64,7 +82,17 @@ ABLATIONS = {
         ("pose_to_30_degrees", "pose_to_60_degrees", "pose_to_90_degrees", *ALL),
     ),
     "regressed_pose": Ablation("pgn", "configs/ablations/pgn_regressed_pose.yaml", GEOMETRY, DENSE),
-    "single_frame": Ablation("pgn", "configs/ablations/pgn_single_frame.yaml", GEOMETRY, DENSE),
+    "single_frame": Ablation(  # step 3, after 1 and 2, against more of 2
+        "pgn",
+        "configs/ablations/pgn_single_frame.yaml",
+        GEOMETRY,
+        DENSE,
+        both=(
+            "--model.start_from=runs/pgn_{seed}/checkpoints/last.ckpt",
+            "--model.landmark_steps=0",
+        ),
+        whole=("--model.single_steps=0",),
+    ),
 }
 RESULTS = Path(__file__).parent / "results"
 
@@ -78,12 +106,16 @@ def main() -> None:
     arguments, options = _split(sys.argv[1:])
     given = parser.parse_args(arguments)
     ablation = ABLATIONS[given.name]
-    overlays = {ablation.method: [], given.name: ["--config", ablation.overlay]}
-    scores: dict[str, list[dict[str, float]]] = {variant: [] for variant in overlays}
+    variants = ablation.variants(given.name)
+    scores: dict[str, list[dict[str, float]]] = {variant: [] for variant in variants}
     for seed in given.seeds:
         for variant, found in scores.items():
             run = given.runs / f"{variant}_{seed}"
-            found.append(train_and_score(ablation, run, seed, [*overlays[variant], *options]))
+            try:
+                scored = train_and_score(ablation, run, seed, [*variants[variant], *options])
+            except MonofaceError as error:
+                parser.exit(2, f"error: {error}\n")
+            found.append(scored)
             print(variant, seed, found[-1], flush=True)
     summary = {
         "seeds": given.seeds,
@@ -113,10 +145,15 @@ def train_and_score(
 ) -> dict[str, float]:
     """The means of the metrics after training in this folder; a finished run is not trained
     again.
+
+    Raises:
+        MonofaceError: a run with other options, or with unknown ones, is there.
+        DataError: the run's benchmark does not say which data it scored.
     """
+    options = [option.replace("{seed}", str(seed)) for option in options]
+    _claim(run, options)
     scored = {name: run / "benchmarks" / f"{name}.json" for name in (SYNTHETIC, SWAP)}
     if not scored[SYNTHETIC].is_file():
-        options = [option.replace("{seed}", str(seed)) for option in options]
         for subcommand in ("fit", "test"):
             command = [sys.executable, "-m", f"methods.{ablation.method}", subcommand]
             command += [f"--config=configs/{ablation.method}.yaml", *options, "--ckpt_path=last"]
@@ -125,13 +162,38 @@ def train_and_score(
     if ablation.swapped and not scored[SWAP].is_file():
         checkpoint = run / "checkpoints/last.ckpt"
         command = [sys.executable, "-m", "benchmarks", "run", "synthetic", "--swap"]
-        command += [f"--checkpoint={checkpoint}", "--root=data/synthetic"]
+        command += [f"--checkpoint={checkpoint}", f"--root={_scored_data(run)}"]
         subprocess.run(command, check=True)
     values: dict[str, float] = {}
     for benchmark, names in ((SYNTHETIC, ablation.metrics), (SWAP, ablation.swapped)):
         metrics = json.loads(scored[benchmark].read_text())["metrics"] if names else {}
         values |= {name: metrics[name]["value"]["mean"] for name in names}
     return values
+
+
+def _claim(run: Path, options: list[str]) -> None:
+    """Write into a run's folder what it is trained with, or see that it was trained with that."""
+    path = run / OPTIONS
+    there = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    if there is None and not (run.is_dir() and any(run.iterdir())):
+        run.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(options, indent=2) + "\n", encoding="utf-8")
+    elif there != options:
+        had = "unknown options" if there is None else f"the options {there}"
+        raise MonofaceError(
+            f"'{run}' holds a run with {had}, wanted {options}; give another folder with --runs, "
+            "or remove that run"
+        )
+
+
+def _scored_data(run: Path) -> str:
+    """The synthetic set that a run's own benchmark scored."""
+    config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+    for callback in config["trainer"]["callbacks"] or []:
+        benchmark = (callback.get("init_args") or {}).get("benchmark") or {}
+        if benchmark.get("class_path") == "benchmarks.synthetic_faces.SyntheticFaces":
+            return str(benchmark["init_args"]["root"])
+    raise DataError(f"'{run / 'config.yaml'}' has no benchmark SyntheticFaces, whose data to score")
 
 
 def _swap_picture(runs: Path, seeds: list[int], method: str, name: str) -> Image.Image:

@@ -35,8 +35,9 @@ SIDE = 450  # of the images, pixels
 FIRST_PIXEL = 0.5  # MATLAB's pixel 1 has its centre here; ours counts from the corner
 HIDDEN = -1  # x of an unseen one of the 21 points; its y is no -1
 WIDE_3DDFA, WIDE_PRN = math.sqrt(2), 1.6  # side of the crop / box's longer side, / mean side
-MANY = 100  # images, of which some look more than 3 degrees aside
-ALMOST_ALL = 0.95  # of the yaws: a fit that failed may have any
+MANY = 100  # images, of which one in twenty looks more than 2 degrees aside, or some more than 6
+ALMOST_ALL = 0.95  # of the yaws: a fit that turned over may have any, up to a whole turn
+PROFILE, TURN = math.radians(100), 2 * math.pi + 0.1  # in radians: almost all, all yaws are less
 SIZES = 5.0  # factor by which faces may differ from the true ones before their unit is doubted
 WHOLE = {"fitted": (1312, 383, 305), "AFLW": (1306, 462, 232)}
 """Images in the bins of the whole set, by who measured the yaws."""
@@ -444,7 +445,8 @@ def read_yaws(path: Path, count: int) -> Float[Tensor, " n"]:
     if array.shape != (count,) or not np.isfinite(array).all():
         raise DataError(f"'{path}' is an array of shape {array.shape}, wanted {count} finite yaws")
     size = np.abs(array)
-    if size.max() > 360 or (count > MANY and np.quantile(size, ALMOST_ALL) < math.pi):
+    radians = size.max() < TURN and np.quantile(size, ALMOST_ALL) < PROFILE
+    if size.max() > 360 or (count > MANY and radians):
         raise DataError(f"the yaws in '{path}' reach {size.max():.3g}; wanted degrees, not radians")
     return torch.from_numpy(array.astype(np.float64))
 

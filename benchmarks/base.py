@@ -177,7 +177,8 @@ class Results:
         """Write <folder>/<benchmark>.json and .md, and .npz if there are meshes.
 
         Earlier ones are replaced; those of another protocol are renamed to <benchmark>_<hash of
-        the protocol>, so that variants stand side by side and the plain name has the latest.
+        the protocol>, with a picture <benchmark>.png of them if there is one, so that variants
+        stand side by side and the plain name has the latest.
 
         Returns:
             The paths of .json and .md.
@@ -326,7 +327,7 @@ def _set_aside(path: Path, protocol: str) -> None:
         return  # nothing is there, or nothing worth keeping
     if earlier == protocol:
         return
-    for file in (path, path.with_suffix(".md"), path.with_suffix(".npz")):
+    for file in (path, *(path.with_suffix(end) for end in (".md", ".npz", ".png"))):
         old, new = (
             file.with_name(f"{file.stem}_{_digest(text)}{file.suffix}")
             for text in (earlier, protocol)

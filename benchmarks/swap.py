@@ -174,9 +174,13 @@ def picture(runs: Sequence[Results], others: Sequence[Results] = (), name: str =
 
 
 def over_seeds(runs: Sequence[Results], name: str) -> tuple[float, float]:
-    """Mean and standard deviation over the runs of a metric's means; 0 where nothing was scored."""
-    found = [run[name].value.mean or 0.0 for run in runs]
-    return statistics.mean(found), statistics.stdev(found) if len(found) > 1 else 0.0
+    """Mean and standard deviation of a metric's means over those runs that have scored any; 0 if
+    none has.
+    """
+    means = (run[name].value.mean for run in runs)
+    found = [mean for mean in means if mean is not None]
+    spread = statistics.stdev(found) if len(found) > 1 else 0.0
+    return statistics.mean(found) if found else 0.0, spread
 
 
 def _centred(points: Float[Tensor, "b n 3"], region: Tensor) -> Float[Tensor, "b n 3"]:

@@ -16,6 +16,7 @@ from core.camera import PerspectiveCamera
 from core.contracts import FaceBatch, Reconstruction
 from core.errors import MonofaceError
 from core.multiview import (
+    FINER,
     covisible,
     depth_ratio,
     epipolar_lines,
@@ -24,6 +25,7 @@ from core.multiview import (
     synthesize,
 )
 from core.picture import draw_landmarks, draw_lines, resize, resized, save_png, sheet
+from core.rasterize import Backend
 from core.render import draw
 
 COLUMNS = (
@@ -54,7 +56,8 @@ class VisualizeViews(Callback):
     colours and, up to 5 mm, of depth there. The clips are the first multi-view ones of the first
     validation batch. Each sheet is written to <run folder>/pictures/views_<step>.png and given to
     every logger that takes images. Neither the network's state nor any random number of the
-    training changes. Nothing is drawn if there are no such clips.
+    training changes. Nothing is drawn if there are no such clips. What both see is found as the
+    method does it, with its ``finer`` and ``backend`` if it has them; but on the CPU.
 
     Args:
         every_n_steps: draw after every so many steps, and when training ends.
@@ -107,10 +110,17 @@ class VisualizeViews(Callback):
                 on_cpu(face),
                 self.size,
                 f"step {step}",
+                getattr(pl_module, "finer", FINER),
+                _cpu_backend(getattr(pl_module, "backend", "auto")),
             )
         save_png(Path(trainer.default_root_dir) / "pictures" / f"views_{step:06d}.png", picture)
         for logger in trainer.loggers:
             log_image(logger, "views", picture, step)
+
+
+def _cpu_backend(backend: Backend) -> Backend:
+    """The same, or another one where it has none."""
+    return "auto" if backend == "nvdiffrast" else backend
 
 
 def _multi_view(trainer: Trainer, most: int) -> FaceBatch | None:
@@ -136,6 +146,8 @@ def views_sheet(
     face: Reconstruction,
     size: int,
     title: str = "",
+    finer: int = FINER,
+    backend: Backend = "auto",
 ) -> Float[Tensor, "3 _ _"]:
     """A row for each pair of views: see ``VisualizeViews``.
 
@@ -146,6 +158,9 @@ def views_sheet(
         face: of these images, on the CPU.
         size: side of each picture, pixels.
         title: a line above the table.
+        finer: how many times as fine as the pictures the pixels are that decide what the source
+            sees.
+        backend: of ``core.rasterize.rasterize``.
 
     Raises:
         MonofaceError: its cameras are not perspective; others have no epipolar geometry.
@@ -157,13 +172,13 @@ def views_sheet(
             f"VisualizeViews: epipolar lines need a PerspectiveCamera, the method has a "
             f"{type(camera).__name__}; leave the callback out"
         )
-    surface = draw(face.vertices, face.triangles, face.uv, camera, size)
+    surface = draw(face.vertices, face.triangles, face.uv, camera, size, backend)
     target, source = (camera.map(lambda value, k=k: paired(value)[k]) for k in (0, 1))  # type: ignore[misc]
     target_image, source_image = paired(resize(images, size))
     depth, source_depth = paired(surface.depth)
     made = synthesize(depth, target, source_image, source_depth, source)
     pixels = paired(camera.project(face.vertices)[0])
-    seen = seen_triangles(paired(face.vertices)[1], source, face.triangles, size)
+    seen = seen_triangles(paired(face.vertices)[1], source, face.triangles, size, finer, backend)
     index, _ = paired(surface.triangle_index)
     mask = covisible(index, seen, *pixels, face.triangles) * made.mask
     scaled = depth_ratio(made, depth, mask)[..., None, None, None] * made.depth

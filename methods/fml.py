@@ -122,7 +122,9 @@ class FML(FaceMethod):
         width: factor of the networks' channels.
         stride: of the first convolution; smaller for small images.
         normalized: put normalizations before ReLUs, ours: a network without any learns only at a
-            small rate; at a large one the units of the shared identity network die.
+            small rate; at a large one the units of the shared identity network die. The frames'
+            convolutions are normalized over all frames of the batch, so that while it trains a
+            clip's features depend on the other clips; the shared identity network clip by clip.
         uv_size: height and width of the albedo maps given back, texels.
         light_channels: 1 = white light, 9 coefficients; 3 = coloured light, 27 (the paper).
         focal: focal length for images of 224 pixels, pixels.

@@ -35,7 +35,8 @@ class FMLNetwork(nn.Module):
         outputs: how many each frame has besides.
         width: factor of the tables' channels.
         stride: of the first convolution, 4 in the paper; smaller for small images.
-        normalized: put normalizations before ReLUs, ours.
+        normalized: put normalizations before ReLUs, ours: over all frames of the batch where
+            convolutions see frames, clip by clip in the shared identity network.
 
     Raises:
         MonofaceError: the images are too small for the layers.
@@ -189,9 +190,10 @@ class ParameterNet(nn.Module):
 
 
 def _normalize(module: nn.Module) -> None:
-    """Put a normalization before ReLUs: of the batch where convolutions see frames; in the shared
-    identity network, whose batch is of few clips, of each clip by itself, so that its units neither
-    depend on the other clips nor die, all of them, at large learning rates.
+    """Put a normalization before ReLUs: over all frames of the batch where convolutions see frames;
+    in the shared identity network, whose batch is of few clips, of each clip by itself, so that its
+    units do not die, all of them, at large learning rates. Of given features each clip's identity
+    is then its own; but in training the features themselves depend on all frames of the batch.
     """
     if isinstance(module, IdentityNet):
         for layer in _layers(module.body):

@@ -1,15 +1,11 @@
 """Adam for all parameters, or Muon for the kernels of convolutions, with an annealed rate."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
-from types import MethodType
 from typing import Any
-from unittest.mock import patch
 
-import torch
-from jaxtyping import Float
 from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 from torch.optim import Adam, Optimizer
@@ -76,57 +72,15 @@ def optimizer_of_parts(
     if kernel_lr is None:
         optimizer = Adam(groups, lr=lr, fused=True)
     else:
-        from timm.optim import Muon, muon  # takes seconds
+        from methods.muon import Muon  # takes seconds
 
         for group in groups:
             group["use_fallback"] = "betas" in group  # Adam
-        # of timm, as it was published: no decay, no scaling by size; but with three iterations
-        # instead of five, which learn as well and make a step of CEST's default a sixth cheaper
+        # as it was published: no decay, no scaling by size; but with three iterations instead of
+        # five, which learn as well and make a step of CEST's default a sixth cheaper
         optimizer = Muon(groups, adjust_lr_fn="original", normalize_spatial=False, ns_steps=3)
-        ours = patch.object(muon, "zeropower_via_newtonschulz", orthogonalized)
-        optimizer.step = MethodType(ours(Muon.step), optimizer)  # type: ignore[method-assign]
     scheduler = LambdaLR(optimizer, factors)
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
-
-
-def orthogonalized(
-    matrix: Float[Tensor, "m n"],
-    steps: int,
-    coefficients: Sequence[tuple[float, float, float]],
-    eps: float,
-    safety_factor: float = 1.0,
-    scale_eps: bool = False,
-) -> Float[Tensor, "m n"]:
-    """Muon's Newton-Schulz iteration X <- a X + (b A + c A A) X, A = X X^T, in float32.
-
-    What timm's function of these arguments computes in bfloat16. There each iteration multiplies
-    the wide matrix twice; here it is multiplied twice altogether, as all iterates are polynomials
-    of the first A times the first X, and A of the next iterate follows from that of the last. That
-    takes half the operations for our kernels, and processors without instructions for bfloat16
-    matrices are twice as fast in float32.
-
-    Args:
-        matrix: a gradient; its singular values come out near 1.
-        steps: iterations.
-        coefficients: (a, b, c) of each iteration; the last one is repeated.
-        eps: least norm by which the matrix is divided.
-        safety_factor: of that norm.
-        scale_eps: not supported.
-    """
-    assert not scale_eps
-    wide = matrix.float() if matrix.shape[0] <= matrix.shape[1] else matrix.float().mT
-    wide = wide / (wide.norm() * safety_factor).clamp(min=eps)
-    square = wide @ wide.mT
-    product: Tensor | None = None
-    for step in range(steps):
-        a, b, c = coefficients[min(step, len(coefficients) - 1)]
-        factor = torch.addmm(square, square, square, beta=b, alpha=c)
-        factor.diagonal().add_(a)
-        product = factor if product is None else factor @ product
-        if step + 1 < steps:
-            square = factor @ square @ factor
-    found = wide if product is None else product @ wide
-    return found if matrix.shape[0] <= matrix.shape[1] else found.mT
 
 
 def annealed(step: int, steps: int | None, rise: int = 50) -> float:

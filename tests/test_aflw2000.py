@@ -16,6 +16,7 @@ from benchmarks.aflw2000 import (
     bin_counts,
     by_bins,
     crop_matrices,
+    read_yaws,
     score_arrays,
     twenty_one_points,
 )
@@ -341,6 +342,13 @@ def test_wrong_arrays_are_refused(tmp_path, capsys, changes, message):
     command = ["--predictions", arrays[0], "--labels", arrays[1], "--yaw", arrays[2]]
     assert main(["score", "aflw2000", *command]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_near_frontal_degrees_are_no_radians(tmp_path):
+    turns = np.random.default_rng(0).normal(0, 1.2, 199)
+    for yaws in (np.append(turns, 20.0), 1.2 * turns.clip(-5, 5)):
+        np.save(tmp_path / "yaws.npy", yaws)
+        assert np.array_equal(read_yaws(tmp_path / "yaws.npy", len(yaws)), yaws)
 
 
 def test_a_missing_array_is_named(tmp_path):

@@ -91,10 +91,12 @@ def test_results_that_cannot_be_written_are_shown(tmp_path, capsys):
     shown = capsys.readouterr()
     assert "nme_all 0.0000" in shown.out
     assert "cannot be written" in shown.err
+    options += ["--out", str(tmp_path / "out")]
     assert main(["score", "aflw2000", *options, "--json", str(tmp_path / "file/x.json")]) == 2
     shown = capsys.readouterr()
     assert "nme_all 0.0000" in shown.out
     assert "x.json' cannot be written" in shown.err
+    assert {path.suffix for path in (tmp_path / "out").iterdir()} == {".json", ".md"}
 
 
 def test_abbreviated_options_are_refused(tmp_path, capsys):

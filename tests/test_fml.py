@@ -408,11 +408,20 @@ def test_a_model_of_size_0_is_the_mean_face(make, face_model, shapes, albedos):
         torch.testing.assert_close(face.neutral[0, 0], face_model.mean)
 
 
-def test_normalized_identities_do_not_depend_on_the_other_clips():
-    """A batch has few; and with a step that kills every unit of a plain network it goes on."""
+def test_the_normalized_identity_network_takes_each_clip_by_itself():
+    """A batch has few; and with a step that kills every unit of a plain network it goes on. The
+    features that it is given are normalized over the whole batch in training, and only there.
+    """
     torch.manual_seed(1)
-    network = FMLNetwork(SIZE, 8, 5, width=0.1, stride=2, normalized=True).train().identity
+    whole = FMLNetwork(SIZE, 8, 5, width=0.1, stride=2, normalized=True).train()
+    network = whole.identity
     torch.nn.init.normal_(network.last.weight)
+    images = torch.rand(2, 3, 3, SIZE, SIZE)
+    alone, together = (whole(x)[0][0] for x in (images[:1], images))
+    assert (alone - together).abs().max() > 1e-3
+    whole.eval()
+    torch.testing.assert_close(whole(images[:1])[0], whole(images)[0][:1], rtol=0, atol=1e-4)
+    whole.train()
     features = torch.randn(4, 3, 26, 2, 2)
     found = network(features)
     torch.testing.assert_close(network(features[:1]), found[:1])

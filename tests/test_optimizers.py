@@ -1,11 +1,14 @@
 """Muon's orthogonalization, against singular values and timm's own iteration."""
 
+from copy import deepcopy
+
 import pytest
 import torch
 from timm.optim import muon
 from torch import nn
 
-from methods.optimizers import Part, optimizer_of_parts, orthogonalized
+from methods.muon import orthogonalized
+from methods.optimizers import Part, optimizer_of_parts
 
 COEFFICIENTS = [(3.4445, -4.775, 2.0315), (2.0, -1.5, 0.5)]
 
@@ -37,23 +40,64 @@ def test_a_zero_gradient_moves_nothing() -> None:
     assert torch.equal(orthogonalized(torch.zeros(4, 9), 3, COEFFICIENTS, 1e-7), torch.zeros(4, 9))
 
 
-def test_the_optimizer_uses_it_and_leaves_timm_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    calls: list[torch.Size] = []
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[torch.Size]:
+    """The shapes that were orthogonalized."""
+    shapes: list[torch.Size] = []
 
     def counted(matrix, *args, **kwargs):
-        calls.append(matrix.shape)
+        shapes.append(matrix.shape)
         return orthogonalized(matrix, *args, **kwargs)
 
-    monkeypatch.setattr("methods.optimizers.orthogonalized", counted)
-    theirs = muon.zeropower_via_newtonschulz
+    monkeypatch.setattr("methods.muon.orthogonalized", counted)
+    return shapes
+
+
+def convolution() -> tuple[nn.Conv2d, torch.optim.Optimizer]:
     layer = nn.Conv2d(8, 16, 3)
     part = Part(layer.parameters(), [layer.weight])
-    optimizer = optimizer_of_parts([part], 1e-3, 0.1, None)["optimizer"]
+    return layer, optimizer_of_parts([part], 1e-3, 0.1, None)["optimizer"]
+
+
+def test_the_optimizer_uses_it_and_leaves_timm_alone(calls: list[torch.Size]) -> None:
+    theirs = muon.zeropower_via_newtonschulz
+    layer, optimizer = convolution()
     before = layer.weight.detach().clone(), layer.bias.detach().clone()
-    layer(torch.randn(2, 8, 5, 5)).square().sum().backward()
-    optimizer.step()
+
+    def closure() -> torch.Tensor:
+        assert muon.zeropower_via_newtonschulz is theirs
+        loss = layer(torch.randn(2, 8, 5, 5)).square().sum()
+        loss.backward()
+        return loss.detach()
+
+    assert optimizer.step(closure) > 0
     assert calls == [(16, 72)]
     assert muon.zeropower_via_newtonschulz is theirs
     turned = (layer.weight.detach() - before[0]).flatten(1) / 0.1
     assert torch.linalg.svdvals(turned).max() < 1.5  # of the raw gradient: hundreds
     assert not torch.equal(layer.bias.detach(), before[1])  # by Adam
+
+
+def test_after_an_error_timm_is_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(*args, **kwargs):
+        raise FloatingPointError
+
+    monkeypatch.setattr("methods.muon.orthogonalized", failing)
+    theirs = muon.zeropower_via_newtonschulz
+    layer, optimizer = convolution()
+    layer(torch.randn(2, 8, 5, 5)).square().sum().backward()
+    with pytest.raises(FloatingPointError):
+        optimizer.step()
+    assert muon.zeropower_via_newtonschulz is theirs
+
+
+def test_a_copy_of_the_optimizer_steps_as_it_does(calls: list[torch.Size]) -> None:
+    layer, optimizer = convolution()
+    layer(torch.randn(2, 8, 5, 5)).square().sum().backward()
+    copied = deepcopy(optimizer)
+    (weight,) = copied.param_groups[0]["params"]
+    weight.grad = layer.weight.grad.clone()
+    optimizer.step()
+    copied.step()
+    assert calls == [(16, 72)] * 2
+    assert torch.equal(weight, layer.weight)

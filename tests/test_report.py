@@ -104,15 +104,18 @@ def test_variants_of_a_protocol_stand_side_by_side(tmp_path):
         found = results({"nme_mean_percent": value}, protocol=protocol, meshes={"a": sphere()})
         path = write(tmp_path, "run", found, name="x")
         assert Results.load(path).means() == {"nme_mean_percent": value}
+        picture = path.with_suffix(".png")
+        assert picture.is_file() == (value == 4.0)  # only that of the same protocol has stayed
+        picture.write_text(protocol)
     runs = find_runs([str(tmp_path)]).runs
     table = {run.results.protocol: run.results.means()["nme_mean_percent"] for run in runs}
     assert table == {"rigid": 4.0, "scaled": 2.0}
     names = sorted(file.name for file in path.parent.iterdir())
     (aside,) = {name.partition(".")[0] for name in names} - {path.stem}
     assert aside.startswith(f"{path.stem}_")
-    assert {f"{stem}{end}" for stem in (aside, path.stem) for end in (".json", ".md", ".npz")} == (
-        set(names)
-    )
+    ends = (".json", ".md", ".npz", ".png")
+    assert {f"{stem}{end}" for stem in (aside, path.stem) for end in ends} == set(names)
+    assert (path.parent / f"{aside}.png").read_text() == "scaled"
 
 
 @pytest.mark.parametrize(

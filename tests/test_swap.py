@@ -9,6 +9,7 @@ import torch
 import yaml
 
 from benchmarks.__main__ import main
+from benchmarks.base import Summary
 from benchmarks.swap import (
     BINS,
     COLOURS,
@@ -115,6 +116,10 @@ def test_over_seeds_there_are_means_and_lines_of_their_spread(root):
     found = over_seeds(runs, "dense_own_all_percent")
     assert found == pytest.approx(((first + second) / 2, abs(first - second) / 2**0.5))
     assert over_seeds(runs[:1], "dense_own_all_percent") == (pytest.approx(first), 0)
+    nothing = Summary.of(torch.tensor([torch.nan]))
+    empty = replace(runs[0], metrics=[replace(m, value=nothing) for m in runs[0].metrics])
+    assert over_seeds([empty, *runs], "dense_own_all_percent") == found
+    assert over_seeds([empty], "dense_own_all_percent") == (0, 0)
 
     def bar(*results) -> np.ndarray:  # of what is predicted, without the number above
         pixels = np.array(picture(results))[90:, 20:54]

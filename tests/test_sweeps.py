@@ -19,6 +19,7 @@ from tests.fakes.wandb_server import ENTITY, PROJECT, SWEEP, serve
 ROOT = Path(__file__).resolve().parents[1]
 SWEEPS = sorted((ROOT / "configs/sweeps").glob("*.yaml"))
 NAMES = [path.stem for path in SWEEPS]
+BAYESIAN = [path for path in SWEEPS if not path.stem.endswith("_grid")]
 TRAINED = ["cest", "deng_grid"]  # one of each kind; the commands of all are tried without training
 
 METHODS = {  # of this repository, by module
@@ -95,6 +96,23 @@ def test_its_commands_are_understood_and_its_values_arrive(path, monkeypatch, ca
             assert node == value, key
         assert settings["trainer"]["default_root_dir"] == "runs/sweeps/s/r"
         assert settings["trainer"]["logger"][1]["init_args"]["mode"] == "online"
+
+
+@pytest.mark.parametrize("path", BAYESIAN, ids=[path.stem for path in BAYESIAN])
+def test_a_bayesian_search_can_go_either_way_from_the_default(path, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("WANDB_SWEEP_ID", "s")
+    monkeypatch.setenv("WANDB_RUN_ID", "r")
+    monkeypatch.setenv("WANDB_MODE", "online")
+    sweep = read(path)
+    with pytest.raises(SystemExit):
+        main(METHODS[sweep["program"]], [*command(sweep, {})[5:], "--print_config"])
+    settings = yaml.safe_load(capsys.readouterr().out)
+    for key, given in sweep["parameters"].items():
+        node = settings
+        for part in key.split("."):
+            node = node[part]
+        assert given["min"] < node < given["max"], key
 
 
 @pytest.mark.parametrize("path", SWEEPS, ids=NAMES)

@@ -2,7 +2,9 @@
 
 import pytest
 import torch
+from pytorch_lightning import LightningModule, Trainer
 
+from callbacks import views
 from callbacks.views import MARKS, VisualizeViews, views_sheet
 from core.camera import PerspectiveCamera, WeakPerspectiveCamera, frontal
 from core.contracts import Reconstruction
@@ -69,6 +71,44 @@ def test_views_that_agree_have_dark_errors(face):
     wrong = cells(views_sheet(images, face.landmarks, known, wrong, SIZE))
     assert wrong[0, 5].mean() > 3 * right[0, 5].mean()
     torch.testing.assert_close(wrong[1], right[1])
+
+
+@pytest.mark.parametrize(
+    ("backend", "drawn_by"), [("reference", "reference"), ("nvdiffrast", "auto")]
+)
+def test_it_draws_as_the_method_does_but_on_the_cpu(face, tmp_path, monkeypatch, backend, drawn_by):
+    class Method(LightningModule):
+        finer = 2
+
+        def forward(self, images):
+            return face
+
+    method, given = Method(), []
+    method.backend = backend
+    for name in ("draw", "seen_triangles"):
+        monkeypatch.setattr(views, name, counted(getattr(views, name), given))
+    batch = {
+        "images": torch.zeros(1, 3, 3, SIZE, SIZE),
+        "landmarks": face.landmarks,
+        "landmark_confidence": torch.ones(1, 3, 68),
+    }
+    monkeypatch.setattr(views, "_multi_view", lambda trainer, most: batch)
+    quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar"), False)
+    trainer = Trainer(accelerator="cpu", default_root_dir=tmp_path, **quiet)
+    VisualizeViews(size=48).on_train_end(trainer, method)
+    assert given == [(48, drawn_by), (48, 2, drawn_by)]
+    assert (tmp_path / "pictures/views_000000.png").is_file()
+
+
+def counted(function, given):
+    """The same; it notes the numbers and words it gets, and draws with "auto"."""
+
+    def called(*arguments):
+        plain = tuple(x for x in arguments if isinstance(x, int | str))
+        given.append(plain)
+        return function(*arguments[:-1], "auto")
+
+    return called
 
 
 def test_lines_go_through_the_points_of_their_colour(face):

@@ -48,8 +48,9 @@ def _do(operation, arguments, options):
         there = torch.device(options["device"]) == GPU
         options = options | {"device": CPU}
     elif there and operation not in COPIES:
-        checked = arguments[:1] if operation in INDEXING else given
-        aliens = [x for x in checked if not isinstance(x, OnGPU) and x.dim()]
+        checked = arguments[::2] if operation in INDEXING else given  # not the indices
+        tensors = [x for x in checked if isinstance(x, Tensor)]
+        aliens = [x for x in tensors if not isinstance(x, OnGPU) and x.dim()]
         if aliens:
             raise RuntimeError(f"{operation}: tensors on a GPU and on the CPU")
     arguments, options = tree_map(
