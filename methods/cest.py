@@ -37,6 +37,7 @@ from core.losses import coefficient_l2, landmark_l2, masked_l1
 from core.precision import without_autocast
 from core.rasterize import Backend
 from core.render import Surface, draw, irradiance
+from core.resection import resect
 from core.rotation import rotation_from_vector
 from core.uv import unwrap, uv_grid, wrap
 from methods.base import FaceMethod
@@ -190,6 +191,9 @@ class CEST(FaceMethod):
         lr: learning rate of Adam.
         kernel_lr: learning rate of Muon (Jordan et al. 2024), ours, for the convolutions of
             viewpoint and shape; None = Adam for all, as in the paper.
+        landmark_pose: under which pose the landmarks judge the shape: the "estimated" one, as in
+            the paper; or, ours, the "best" for that shape, so that the viewpoint's errors are no
+            noise in the shape's gradient. The viewpoint is then judged with the shape held fixed.
         landmark_steps: for so many steps viewpoint and shape learn from the landmarks alone,
             several times as fast; 0 = everything from the start, as in the paper.
         anneal_steps: let the learning rate fall to 0 along a cosine until this step, after 50 in
@@ -224,6 +228,7 @@ class CEST(FaceMethod):
         weights: Weights = Weights(),
         lr: float = 1e-3,
         kernel_lr: float | None = None,
+        landmark_pose: Literal["estimated", "best"] = "estimated",
         landmark_steps: int = 0,
         anneal_steps: int | None = None,
         backend: Backend = "auto",
@@ -243,6 +248,7 @@ class CEST(FaceMethod):
         self.detach_conditions = detach_conditions
         self.face_extent_mm = face_extent_mm
         self.lr, self.kernel_lr = lr, kernel_lr
+        self.landmark_pose = landmark_pose
         self.landmark_steps, self.anneal_steps = landmark_steps, anneal_steps
         self.backend = backend
         self.sliding_jaw = sliding_jaw(self.face_model) if jaw == "sliding" else None
@@ -401,7 +407,9 @@ class CEST(FaceMethod):
         )
         return {
             "photometric": torch.stack(photometric).mean(),
-            "landmark": self.landmark_term(face.landmarks, batch),
+            "landmark": self.landmark_term(
+                self.landmarks(face.vertices, face.camera), face.camera, batch
+            ),
             "regularization": coefficient_l2(coefficients),
         }
 
@@ -417,17 +425,29 @@ class CEST(FaceMethod):
             points = self.face_model.landmark_shape(*numbers)
         else:
             points = self.sliding_jaw.landmark_shape(*numbers, camera)
-        landmark = self.landmark_term(camera.project(points)[0], batch)
+        landmark = self.landmark_term(points, camera, batch)
         return {
             "photometric": landmark.new_zeros(()),
             "landmark": landmark,
             "regularization": coefficient_l2(torch.cat([identity, expression], -1)),
         }
 
-    def landmark_term(self, points: Float[Tensor, "b v 68 2"], batch: FaceBatch) -> Tensor:
-        """The second term of Eq. 9."""
-        size = batch["images"].shape[-1]
-        return landmark_l2(points, batch["landmarks"], batch["landmark_confidence"], size)
+    def landmark_term(
+        self, points: Float[Tensor, "b v 68 3"], camera: WeakPerspectiveCamera, batch: FaceBatch
+    ) -> Tensor:
+        """The second term of Eq. 9; in training with ``landmark_pose`` "best" one for the viewpoint
+        and one for the shape.
+        """
+        pixels, confidence = batch["landmarks"], batch["landmark_confidence"]
+
+        def error(points: Tensor, camera: WeakPerspectiveCamera) -> Tensor:
+            seen = camera.project(points)[0]
+            return landmark_l2(seen, pixels, confidence, batch["images"].shape[-1])
+
+        if not self.training or self.landmark_pose == "estimated":
+            return error(points, camera)
+        best = resect(points, pixels, confidence, camera)
+        return error(points.detach(), camera) + error(points, best)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Adam, 1e-3 in the paper (Sec. 4.1); with ``kernel_lr`` partly Muon."""

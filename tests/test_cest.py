@@ -556,3 +556,30 @@ def test_landmark_steps_teach_viewpoint_and_shape_only(make, face_model):
     method = make(landmark_steps=0).train()
     total(method.terms(batch), method.weights).backward()
     assert all(p.grad is not None for p in method.parameters())
+
+
+def test_under_the_best_pose_the_viewpoint_s_errors_do_not_reach_the_shape(make, face_model):
+    """The shape's gradient is that of the least error over poses, whatever the viewpoint says; the
+    viewpoint's is that of the plain term; evaluation knows no difference."""
+    batch, _ = clips(face_model)
+    shape, viewpoint, values = {}, {}, {}
+    for pose in ("estimated", "best"):
+        for off in (0.0, 3.0):
+            torch.manual_seed(0)
+            method = make(landmark_pose=pose, detach_conditions=True, conditional=False).train()
+            torch.nn.init.normal_(method.f_shape[-2].weight, std=0.1)
+            with torch.no_grad():
+                method.f_viewpoint[-2].bias[2] += off  # tenths of a radian
+            method.terms_without_rendering(batch)["landmark"].backward()
+            shape[pose, off] = method.f_shape[-2].weight.grad
+            viewpoint[pose, off] = method.f_viewpoint[-2].weight.grad
+            with torch.no_grad():
+                values[pose, off] = method.eval().terms(batch)["landmark"]
+    change = {
+        pose: (shape[pose, 3.0] - shape[pose, 0.0]).norm() / shape[pose, 0.0].norm()
+        for pose in ("estimated", "best")
+    }
+    assert change["best"] < 0.1 * change["estimated"], change
+    for off in (0.0, 3.0):
+        torch.testing.assert_close(viewpoint["best", off], viewpoint["estimated", off])
+        assert values["best", off] == values["estimated", off]
