@@ -8,7 +8,7 @@ pinhole camera rotation and translation in space; both are six numbers.
 Convention: points in the model frame, millimetres; pixels as in ``core.camera``.
 """
 
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -21,6 +21,7 @@ DAMPING = 1e-4  # share of the normal equations' diagonal that is added to it
 LARGEST_TURN = 0.5  # radians, of one step: linearized, a larger one overshoots
 LEAST_SHRINKING = 0.5  # factor of scale or distance in one step, so that they stay positive
 
+LandmarkPose = Literal["estimated", "best"]
 PosedCamera = TypeVar("PosedCamera", WeakPerspectiveCamera, PerspectiveCamera)
 
 
@@ -57,6 +58,33 @@ def resect(
         step = torch.linalg.solve_ex(normal, weighted @ error.flatten(-2)[..., None])[0][..., 0]
         camera = _moved(camera, step)
     return camera.map(lambda value: value.to(points.dtype))
+
+
+def sightings(
+    points: Float[Tensor, "*b n 3"],
+    camera: PosedCamera,
+    pixels: Float[Tensor, "*b n 2"],
+    confidence: Float[Tensor, "*b n"],
+    pose: LandmarkPose,
+) -> list[Float[Tensor, "*b n 2"]]:
+    """Where a network's points are seen, to be compared with where they should be.
+
+    With the pose "estimated" that is where its camera sees them. With "best" it is two answers,
+    whose errors are added: where its camera sees them, were they right, which teaches the camera
+    alone; and where the best camera for them does, which teaches the points alone. An error of the
+    camera is then no noise in the gradient of the points.
+
+    Args:
+        points: of the model frame, millimetres.
+        camera: of each set of points.
+        pixels: where they should be seen; finite also where they are missing.
+        confidence: weights; 0 = missing.
+        pose: see above.
+    """
+    if pose == "estimated":
+        return [camera.project(points)[0]]
+    best = resect(points, pixels, confidence, camera)
+    return [camera.project(points.detach())[0], best.project(points)[0]]
 
 
 def _jacobian(camera: PosedCamera, points: Float[Tensor, "*b n 3"]) -> Float[Tensor, "*b n 2 6"]:

@@ -37,7 +37,7 @@ from core.losses import coefficient_l2, landmark_l2, masked_l1
 from core.precision import without_autocast
 from core.rasterize import Backend
 from core.render import Surface, draw, irradiance
-from core.resection import resect
+from core.resection import LandmarkPose, sightings
 from core.rotation import rotation_from_vector
 from core.uv import unwrap, uv_grid, wrap
 from methods.base import FaceMethod
@@ -228,7 +228,7 @@ class CEST(FaceMethod):
         weights: Weights = Weights(),
         lr: float = 1e-3,
         kernel_lr: float | None = None,
-        landmark_pose: Literal["estimated", "best"] = "estimated",
+        landmark_pose: LandmarkPose = "estimated",
         landmark_steps: int = 0,
         anneal_steps: int | None = None,
         backend: Backend = "auto",
@@ -402,14 +402,15 @@ class CEST(FaceMethod):
             masked_l1(reflectance * light, images, region)
             for reflectance in wrap(torch.cat(maps, 2), surface.uv).split(3, 2)
         ]
+        camera = face.camera
+        assert isinstance(camera, WeakPerspectiveCamera)
+        points = self.landmarks(face.vertices, camera)
         coefficients = torch.cat(
             [face.coefficients["identity"], face.coefficients["expression"]], -1
         )
         return {
             "photometric": torch.stack(photometric).mean(),
-            "landmark": self.landmark_term(
-                self.landmarks(face.vertices, face.camera), face.camera, batch
-            ),
+            "landmark": self.landmark_term(points, camera, batch),
             "regularization": coefficient_l2(coefficients),
         }
 
@@ -438,16 +439,11 @@ class CEST(FaceMethod):
         """The second term of Eq. 9; in training with ``landmark_pose`` "best" one for the viewpoint
         and one for the shape.
         """
-        pixels, confidence = batch["landmarks"], batch["landmark_confidence"]
-
-        def error(points: Tensor, camera: WeakPerspectiveCamera) -> Tensor:
-            seen = camera.project(points)[0]
-            return landmark_l2(seen, pixels, confidence, batch["images"].shape[-1])
-
-        if not self.training or self.landmark_pose == "estimated":
-            return error(points, camera)
-        best = resect(points, pixels, confidence, camera)
-        return error(points.detach(), camera) + error(points, best)
+        true, confidence = batch["landmarks"], batch["landmark_confidence"]
+        pose = self.landmark_pose if self.training else "estimated"
+        seen = sightings(points, camera, true, confidence, pose)
+        size = batch["images"].shape[-1]
+        return torch.stack([landmark_l2(pixels, true, confidence, size) for pixels in seen]).sum()
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Adam, 1e-3 in the paper (Sec. 4.1); with ``kernel_lr`` partly Muon."""

@@ -46,6 +46,7 @@ from core.losses import landmark_l2
 from core.mesh import edges, used
 from core.normals import vertex_normals
 from core.precision import without_autocast
+from core.resection import LandmarkPose, sightings
 from core.uv import bake, uv_grid
 from methods.base import FaceMethod
 from methods.cli import main
@@ -136,6 +137,9 @@ class FML(FaceMethod):
             Adam for all.
         expression_steps: for so many steps identity and reflectance stay at their means, and pose,
             expression and light learn alone ("we pre-train the expression model").
+        landmark_pose: under which pose the landmarks judge the shape: the "estimated" one, as in
+            the paper; or, ours, the "best" for that shape, so that the pose's errors are no noise
+            in the shape's gradient. The pose is then judged with the shape held fixed.
         landmark_steps: for so many steps all learn from the landmarks alone, twice as fast; 0 =
             from the images, too, from the start, as in the paper.
         anneal_steps: let the learning rate fall to 0 along a cosine until this step, after 50 in
@@ -176,6 +180,7 @@ class FML(FaceMethod):
         basis_lr: float | None = None,
         kernel_lr: float | None = None,
         expression_steps: int = 0,
+        landmark_pose: LandmarkPose = "estimated",
         landmark_steps: int = 0,
         anneal_steps: int | None = None,
     ) -> None:
@@ -186,6 +191,7 @@ class FML(FaceMethod):
         self.focal, self.distance_mm = focal, distance_mm
         self.lr, self.kernel_lr = lr, kernel_lr
         self.basis_lr = lr if basis_lr is None else basis_lr
+        self.landmark_pose = landmark_pose
         self.expression_steps, self.landmark_steps = expression_steps, landmark_steps
         self.anneal_steps = anneal_steps
         self.sliding_jaw = sliding_jaw(self.face_model) if jaw == "sliding" else None
@@ -339,9 +345,9 @@ class FML(FaceMethod):
         camera = self.camera(x.angles, x.translation, images.shape[-1])
         neutral, displacements = self.neutral(x.identity[:, 0])
         vertices = self.shape(neutral, x.expression)
-        points = camera.project(self.landmarks(vertices, camera))[0]
+        points = self.landmarks(vertices, camera)
         terms = {
-            "landmark": self.landmark_term(points, batch),
+            "landmark": self.landmark_term(points, camera, batch),
             "smooth": graph_smoothness(displacements / DECIMETRE, self.graph.edges),
             "expression": expression_l2(x.expression),
         }
@@ -369,12 +375,18 @@ class FML(FaceMethod):
             "sparse": reflectance_sparsity(reflectance, shown.colours, self.edges),
         }
 
-    def landmark_term(self, points: Float[Tensor, "b v 68 2"], batch: FaceBatch) -> Tensor:
-        """Eq. 8, second term: of 66 points, summed over them and the frames."""
-        confidence = batch["landmark_confidence"].clone()
+    def landmark_term(
+        self, points: Float[Tensor, "b v 68 3"], camera: PerspectiveCamera, batch: FaceBatch
+    ) -> Tensor:
+        """Eq. 8, second term: of 66 points, summed over them and the frames; in training with
+        ``landmark_pose`` "best" once for the pose and once for the shape.
+        """
+        true, confidence = batch["landmarks"], batch["landmark_confidence"].clone()
         confidence[..., INNER_CORNERS] = 0
+        pose = self.landmark_pose if self.training else "estimated"
+        seen = sightings(points, camera, true, confidence, pose)
         side, frames = batch["images"].shape[-1], points.shape[1]
-        mean = landmark_l2(points, batch["landmarks"], confidence, side)
+        mean = torch.stack([landmark_l2(at, true, confidence, side) for at in seen]).sum()
         return (68 - len(INNER_CORNERS)) * frames * mean
 
     @staticmethod

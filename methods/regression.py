@@ -26,6 +26,7 @@ from core.perceptual import Recognizer, align_112
 from core.precision import without_autocast
 from core.rasterize import Backend, Fragments
 from core.render import draw_lit
+from core.resection import LandmarkPose, sightings
 from core.rotation import rotation_from_euler
 from core.skin import skin_probability
 from core.uv import bake, uv_grid
@@ -222,6 +223,9 @@ class Regression(FaceMethod):
         lr: learning rate of Adam.
         kernel_lr: learning rate of Muon (Jordan et al. 2024), ours, for the backbone's
             convolutions; None = Adam for all, as in the papers.
+        landmark_pose: under which pose the landmarks judge the shape: the "estimated" one, as in
+            the papers; or, ours, the "best" for that shape, so that the pose's errors are no noise
+            in the shape's gradient. The pose is then judged with the shape held fixed.
         landmark_steps: for so many steps shape and pose learn from the landmarks alone; 0 =
             everything from the start, as in the papers.
         anneal_steps: let the learning rate fall to 0 along a cosine until this step, after 50 in
@@ -263,6 +267,7 @@ class Regression(FaceMethod):
         compared: Literal["whole", "shared"] = "whole",
         lr: float = 1e-4,
         kernel_lr: float | None = None,
+        landmark_pose: LandmarkPose = "estimated",
         landmark_steps: int = 0,
         anneal_steps: int | None = None,
         backend: Backend = "auto",
@@ -276,6 +281,7 @@ class Regression(FaceMethod):
         self.focal, self.distance_mm = focal, distance_mm
         self.skin_threshold = skin_threshold
         self.lr, self.kernel_lr = lr, kernel_lr
+        self.landmark_pose = landmark_pose
         self.landmark_steps, self.anneal_steps = landmark_steps, anneal_steps
         self.backend = backend
         triangles = self.face_model.part(region) if region else self.face_model.triangles
@@ -377,9 +383,10 @@ class Regression(FaceMethod):
         """The losses in each image by itself: photometric, landmark, perceptual, coefficients."""
         images = batch["images"]
         weight = self.attention(images, drawn.mask)
+        points = self.face_model.landmarks(drawn.vertices)
         return {
             "photometric": masked_l21(drawn.image, images, weight),
-            "landmark": self.landmark_term(drawn.landmarks, batch),
+            "landmark": self.landmark_term(points, drawn.camera, batch),
             "perceptual": self.perceptual_term(drawn.image, drawn.mask, drawn.landmarks, batch),
             "coefficients": self.coefficient_term(x.identity, x.expression, x.albedo),
         }
@@ -392,7 +399,7 @@ class Regression(FaceMethod):
         activation = expression * self.face_model.expression_std
         points = self.face_model.landmark_shape(identity, activation)
         camera = self.camera(parts["angles"], parts["translation"], images.shape[-1])
-        landmark = self.landmark_term(camera.project(points)[0], batch)
+        landmark = self.landmark_term(points, camera, batch)
         terms = dict.fromkeys(asdict(self.weights), landmark.new_zeros(()))
         coefficients = self.coefficient_term(identity, expression)
         return {**terms, "landmark": landmark, "coefficients": coefficients}
@@ -408,11 +415,18 @@ class Regression(FaceMethod):
             probability = torch.where(probability > self.skin_threshold, 1.0, probability)
         return torch.zeros_like(mask).masked_scatter(inside, probability)
 
-    def landmark_term(self, points: Float[Tensor, "b v 68 2"], batch: FaceBatch) -> Tensor:
-        """Eq. 3, in pixels of images of 224 pixels."""
+    def landmark_term(
+        self, points: Float[Tensor, "b v 68 3"], camera: PerspectiveCamera, batch: FaceBatch
+    ) -> Tensor:
+        """Eq. 3, in pixels of images of 224 pixels; in training with ``landmark_pose`` "best" once
+        for the pose and once for the shape.
+        """
+        true, confidence = batch["landmarks"], batch["landmark_confidence"]
+        pose = self.landmark_pose if self.training else "estimated"
+        seen = sightings(points, camera, true, confidence, pose)
         unit = batch["images"].shape[-1] / PIXELS
-        confidence = batch["landmark_confidence"]
-        return landmark_l2(points, batch["landmarks"], confidence, unit, self.importance)
+        errors = [landmark_l2(at, true, confidence, unit, self.importance) for at in seen]
+        return torch.stack(errors).sum()
 
     def perceptual_term(
         self,

@@ -306,14 +306,16 @@ def test_expression_by_hand():
 def test_landmarks_are_66_and_missing_ones_do_not_count(make):
     method = make()
     batch = clips(method, some_unknowns(method, 1, 2))
-    points = batch["landmarks"].clone()
-    points[..., [60, 64], :] += 9
-    assert method.landmark_term(points, batch) == 0
+    points = torch.cat([batch["landmarks"], torch.zeros(1, 2, 68, 1)], -1)
+    points[..., [60, 64], :2] += 9
+    still = torch.eye(3).expand(1, 2, 3, 3), torch.tensor([0.0, 0, 1]).expand(1, 2, 3)
+    camera = PerspectiveCamera(*still, torch.ones(1, 2), torch.zeros(1, 2, 2))  # pixel = x, y
+    assert method.landmark_term(points, camera, batch) == 0
     points[:, 0, 5, 0] += 0.1 * SIZE
-    found = method.landmark_term(points, batch)
+    found = method.landmark_term(points, camera, batch)
     assert found.item() == pytest.approx(0.01, rel=1e-4)  # summed over points and frames
     batch["landmark_confidence"][:, 0, 5] = 0
-    assert method.landmark_term(points, batch) == 0
+    assert method.landmark_term(points, camera, batch) == 0
 
 
 def test_the_truth_has_hardly_an_error(make):

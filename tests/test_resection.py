@@ -7,7 +7,7 @@ from scipy.spatial.transform import Rotation
 from core.camera import PerspectiveCamera, WeakPerspectiveCamera, frontal
 from core.face_models import load_face_model
 from core.losses import landmark_l2
-from core.resection import resect
+from core.resection import resect, sightings
 from core.rotation import rotation_angle, rotation_from_vector
 
 B = 6
@@ -122,3 +122,28 @@ def test_in_single_precision_under_autocast_the_answer_is_the_same(pinhole):
         )
     assert found.rotation.dtype == torch.float32
     assert rotation_angle(found.rotation.double() @ true.rotation.mT).max() < 1e-3
+
+
+@KINDS
+def test_sightings_teach_camera_and_points_apart(pinhole):
+    """Of the error under its own camera only the camera learns, of the least one only the points;
+    with the pose "estimated" it is the plain projection."""
+    points, pixels, confidence, _, start = scene(pinhole, noise=1.5)
+    points.requires_grad_()
+    translation = start.translation.clone().requires_grad_()
+    camera = start.map(lambda value: translation if value is start.translation else value)
+    (plain,) = sightings(points, camera, pixels, confidence, "estimated")
+    own, least = sightings(points, camera, pixels, confidence, "best")
+    torch.testing.assert_close(own, plain)
+    whole = torch.autograd.grad(landmark_l2(plain, pixels, confidence, 1), [points, translation])
+    of_own = torch.autograd.grad(
+        landmark_l2(own, pixels, confidence, 1), [points, translation], allow_unused=True
+    )
+    assert of_own[0] is None
+    torch.testing.assert_close(of_own[1], whole[1])
+    error = landmark_l2(least, pixels, confidence, 1)
+    of_least = torch.autograd.grad(error, [points, translation], allow_unused=True)
+    assert of_least[1] is None
+    assert error < 0.3 * landmark_l2(plain, pixels, confidence, 1)
+    # moving all points alike is nothing the least error could feel
+    assert of_least[0].sum(-2).norm() < 1e-3 * whole[0].sum(-2).norm()
