@@ -13,6 +13,7 @@ are the same; they are in its options.json.
 
 import argparse
 import json
+import shlex
 import statistics
 import subprocess
 import sys
@@ -103,16 +104,27 @@ def main() -> None:
     parser.add_argument("name", choices=sorted(ABLATIONS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--runs", type=Path, default=Path("runs/ablation"), help="where to train")
+    parser.add_argument(
+        "--whole",
+        metavar="OPTIONS",
+        default="",
+        help="further options of the whole method alone, in one word: more steps, where it is "
+        "cheaper and both are to have the same time",
+    )
     arguments, options = _split(sys.argv[1:])
     given = parser.parse_args(arguments)
     ablation = ABLATIONS[given.name]
-    variants = ablation.variants(given.name)
+    alone = shlex.split(given.whole)
+    variants = {
+        variant: [*chosen, *options, *(alone if variant == ablation.method else [])]
+        for variant, chosen in ablation.variants(given.name).items()
+    }
     scores: dict[str, list[dict[str, float]]] = {variant: [] for variant in variants}
     for seed in given.seeds:
         for variant, found in scores.items():
             run = given.runs / f"{variant}_{seed}"
             try:
-                scored = train_and_score(ablation, run, seed, [*variants[variant], *options])
+                scored = train_and_score(ablation, run, seed, variants[variant])
             except MonofaceError as error:
                 parser.exit(2, f"error: {error}\n")
             found.append(scored)
@@ -120,6 +132,7 @@ def main() -> None:
     summary = {
         "seeds": given.seeds,
         "options": options,
+        **({"options_whole": alone} if alone else {}),
         **{variant: summarize(found, ablation.compared) for variant, found in scores.items()},
     }
     RESULTS.mkdir(exist_ok=True)

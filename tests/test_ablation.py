@@ -121,6 +121,7 @@ def test_each_variant_has_its_own_options_and_all_those_that_are_given(
     monkeypatch.setattr("benchmarks.ablation.RESULTS", tmp_path)
     monkeypatch.setattr("benchmarks.ablation._swap_picture", lambda *_: Image.new("L", (1, 1)))
     command = ["ablation", "single_frame", "--seeds", "3", "--runs", str(tmp_path)]
+    command += ["--whole", "--trainer.max_steps=700 --model.lr=1e-3"]
     monkeypatch.setattr("sys.argv", [*command, "--", "--trainer.max_steps=500"])
     main()
     fits = {Path(line[-2].partition("=")[2]).name: line for line in commands if "fit" in line}
@@ -131,8 +132,13 @@ def test_each_variant_has_its_own_options_and_all_those_that_are_given(
         assert (overlay in line) == (name == "single_frame_3")
         assert "--model.start_from=runs/pgn_3/checkpoints/last.ckpt" in line
         assert "--model.landmark_steps=0" in line
-        assert "--trainer.max_steps=500" in line
-    assert json.loads((tmp_path / "ablation_single_frame.json").read_text())["seeds"] == [3]
+        steps = [option for option in line if option.startswith("--trainer.max_steps")]
+        last = "--trainer.max_steps=700" if name == "pgn_3" else "--trainer.max_steps=500"
+        assert steps[-1] == last  # of several the last one counts
+        assert ("--model.lr=1e-3" in line) == (name == "pgn_3")
+    summary = json.loads((tmp_path / "ablation_single_frame.json").read_text())
+    assert summary["seeds"] == [3]
+    assert summary["options_whole"] == ["--trainer.max_steps=700", "--model.lr=1e-3"]
     monkeypatch.setattr("sys.argv", command)
     with pytest.raises(SystemExit):
         main()
