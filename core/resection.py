@@ -8,13 +8,15 @@ pinhole camera rotation and translation in space; both are six numbers.
 Convention: points in the model frame, millimetres; pixels as in ``core.camera``.
 """
 
+from dataclasses import replace
 from typing import Literal, TypeVar
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from core.camera import PerspectiveCamera, WeakPerspectiveCamera
+from core.losses import landmark_l2
 from core.rotation import rotation_from_vector
 
 DAMPING = 1e-4  # share of the normal equations' diagonal that is added to it
@@ -31,7 +33,7 @@ def resect(
     pixels: Float[Tensor, "*b n 2"],
     confidence: Float[Tensor, "*b n"],
     start: PosedCamera,
-    steps: int = 3,
+    steps: int = 5,
 ) -> PosedCamera:
     """Gauss-Newton from a camera near the answer, in float64, without gradient.
 
@@ -41,15 +43,22 @@ def resect(
     Args:
         points: of the model frame, millimetres.
         pixels: where they are seen; finite also where they are missing.
-        confidence: weights; 0 = missing. Without any point the start is given back.
-        start: one camera for each set; a pinhole camera's focal length and centre stay.
-        steps: three bring a start that is 15 degrees off to within a thousandth of a pixel.
+        confidence: weights; 0 = missing.
+        start: one camera for each set; a pinhole camera's focal length and centre stay. It is
+            given back where there is no point, or nothing better is found.
+        steps: three bring a start that is 15 degrees off to within a thousandth of a pixel, five
+            one that is 60 degrees off.
     """
     x, seen, weight = points.double(), pixels.double(), confidence.double()
     weight = weight / weight.sum(-1, keepdim=True).clamp(min=1e-12)
-    camera = start.map(torch.Tensor.double)
-    for _ in range(steps):
+
+    def distances(camera: PosedCamera) -> tuple[Tensor, Tensor]:
         error = seen - camera.project(x)[0]
+        return error, (error.square().sum(-1) * weight).sum(-1)
+
+    camera = start.map(torch.Tensor.double)
+    error, at_start = distances(camera)
+    for _ in range(steps):
         jacobian = _jacobian(camera, x).flatten(-3, -2)  # *b 2n 6
         weighted = jacobian.mT * weight.repeat_interleave(2, -1)[..., None, :]
         normal = weighted @ jacobian
@@ -57,34 +66,48 @@ def resect(
         normal = normal + torch.diag_embed(DAMPING * diagonal + 1e-12)
         step = torch.linalg.solve_ex(normal, weighted @ error.flatten(-2)[..., None])[0][..., 0]
         camera = _moved(camera, step)
-    return camera.map(lambda value: value.to(points.dtype))
+        error, at_end = distances(camera)
+    found = camera.map(lambda value: value.to(start.rotation.dtype))
+    better = at_end < at_start  # false for NaN
+    if isinstance(camera, PerspectiveCamera):
+        better &= (camera.position(x)[..., 2] > 0).all(-1)
+    return _where(better, found, start)
 
 
-def sightings(
+def posed_landmark_l2(
     points: Float[Tensor, "*b n 3"],
     camera: PosedCamera,
-    pixels: Float[Tensor, "*b n 2"],
+    target: Float[Tensor, "*b n 2"],
     confidence: Float[Tensor, "*b n"],
+    unit: int | float,
     pose: LandmarkPose,
-) -> list[Float[Tensor, "*b n 2"]]:
-    """Where a network's points are seen, to be compared with where they should be.
+    importance: Float[Tensor, " n"] | None = None,
+) -> Float[Tensor, ""]:
+    """Squared distance between landmarks and a network's points, as its camera sees them, or apart.
 
-    With the pose "estimated" that is where its camera sees them. With "best" it is two answers,
-    whose errors are added: where its camera sees them, were they right, which teaches the camera
-    alone; and where the best camera for them does, which teaches the points alone. An error of the
-    camera is then no noise in the gradient of the points.
+    With the pose "estimated" that is ``landmark_l2``. With "best" it is the sum of two of these:
+    under the network's camera with the points held fixed, which teaches the camera; and under the
+    best camera for the points, held fixed too, which teaches the points. An error of the camera is
+    then no noise in the gradient of the points, as long as they do not depend on the camera.
 
     Args:
         points: of the model frame, millimetres.
-        camera: of each set of points.
-        pixels: where they should be seen; finite also where they are missing.
-        confidence: weights; 0 = missing.
+        camera: of each set of points, as the network has it.
+        target: pixels; finite also where it is missing.
+        confidence: in [0, 1]; 0 = missing.
+        unit: of the distance, pixels.
         pose: see above.
+        importance: as for ``landmark_l2``.
     """
+
+    def error(points: Tensor, camera: PosedCamera) -> Tensor:
+        return landmark_l2(camera.project(points)[0], target, confidence, unit, importance)
+
     if pose == "estimated":
-        return [camera.project(points)[0]]
-    best = resect(points, pixels, confidence, camera)
-    return [camera.project(points.detach())[0], best.project(points)[0]]
+        return error(points, camera)
+    weight = confidence if importance is None else confidence * importance
+    best = resect(points, target, weight, camera)
+    return error(points.detach(), camera) + error(points, best)
 
 
 def _jacobian(camera: PosedCamera, points: Float[Tensor, "*b n 3"]) -> Float[Tensor, "*b n 2 6"]:
@@ -121,3 +144,16 @@ def _moved(camera: PosedCamera, step: Float[Tensor, "*b 6"]) -> PosedCamera:
     distance = camera.translation[..., 2:]
     shift = distance * torch.cat([across, away.clamp(min=LEAST_SHRINKING - 1)], -1)
     return PerspectiveCamera(rotation, camera.translation + shift, camera.focal, camera.centre)
+
+
+def _where(chosen: Bool[Tensor, "*b"], one: PosedCamera, other: PosedCamera) -> PosedCamera:
+    """Of each set's two cameras the one that is chosen."""
+    values = vars(other)
+
+    def choice(name: str) -> Tensor:
+        first, second = vars(one)[name], values[name]
+        return torch.where(
+            chosen.reshape(*chosen.shape, *[1] * (first.ndim - chosen.ndim)), first, second
+        )
+
+    return replace(other, **{name: choice(name) for name in values})

@@ -33,11 +33,11 @@ from core.errors import MonofaceError
 from core.face_models import load_face_model
 from core.face_models.contour import sliding_jaw
 from core.lighting import AMBIENT
-from core.losses import coefficient_l2, landmark_l2, masked_l1
+from core.losses import coefficient_l2, masked_l1
 from core.precision import without_autocast
 from core.rasterize import Backend
 from core.render import Surface, draw, irradiance
-from core.resection import LandmarkPose, sightings
+from core.resection import LandmarkPose, posed_landmark_l2
 from core.rotation import rotation_from_vector
 from core.uv import unwrap, uv_grid, wrap
 from methods.base import FaceMethod
@@ -193,7 +193,10 @@ class CEST(FaceMethod):
             viewpoint and shape; None = Adam for all, as in the paper.
         landmark_pose: under which pose the landmarks judge the shape: the "estimated" one, as in
             the paper; or, ours, the "best" for that shape, so that the viewpoint's errors are no
-            noise in the shape's gradient. The viewpoint is then judged with the shape held fixed.
+            noise in the shape's gradient. The viewpoint is then judged with the shape held fixed,
+            apart from what it changes through the crop, unless ``detach_conditions``. In training
+            the term is then the sum of two errors. A sliding jaw's points stay those of the
+            estimated pose.
         landmark_steps: for so many steps viewpoint and shape learn from the landmarks alone,
             several times as fast; 0 = everything from the start, as in the paper.
         anneal_steps: let the learning rate fall to 0 along a cosine until this step, after 50 in
@@ -439,11 +442,14 @@ class CEST(FaceMethod):
         """The second term of Eq. 9; in training with ``landmark_pose`` "best" one for the viewpoint
         and one for the shape.
         """
-        true, confidence = batch["landmarks"], batch["landmark_confidence"]
-        pose = self.landmark_pose if self.training else "estimated"
-        seen = sightings(points, camera, true, confidence, pose)
-        size = batch["images"].shape[-1]
-        return torch.stack([landmark_l2(pixels, true, confidence, size) for pixels in seen]).sum()
+        return posed_landmark_l2(
+            points,
+            camera,
+            batch["landmarks"],
+            batch["landmark_confidence"],
+            batch["images"].shape[-1],
+            self.landmark_pose if self.training else "estimated",
+        )
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Adam, 1e-3 in the paper (Sec. 4.1); with ``kernel_lr`` partly Muon."""

@@ -42,11 +42,10 @@ from core.face_models import load_face_model
 from core.face_models.contour import sliding_jaw
 from core.image import sample
 from core.lighting import shade_points
-from core.losses import landmark_l2
 from core.mesh import edges, used
 from core.normals import vertex_normals
 from core.precision import without_autocast
-from core.resection import LandmarkPose, sightings
+from core.resection import LandmarkPose, posed_landmark_l2
 from core.uv import bake, uv_grid
 from methods.base import FaceMethod
 from methods.cli import main
@@ -139,7 +138,9 @@ class FML(FaceMethod):
             expression and light learn alone ("we pre-train the expression model").
         landmark_pose: under which pose the landmarks judge the shape: the "estimated" one, as in
             the paper; or, ours, the "best" for that shape, so that the pose's errors are no noise
-            in the shape's gradient. The pose is then judged with the shape held fixed.
+            in the shape's gradient. The pose is then judged with the shape held fixed, and in
+            training the term is the sum of two errors. A sliding jaw's points stay those of the
+            estimated pose.
         landmark_steps: for so many steps all learn from the landmarks alone, twice as fast; 0 =
             from the images, too, from the start, as in the paper.
         anneal_steps: let the learning rate fall to 0 along a cosine until this step, after 50 in
@@ -381,12 +382,11 @@ class FML(FaceMethod):
         """Eq. 8, second term: of 66 points, summed over them and the frames; in training with
         ``landmark_pose`` "best" once for the pose and once for the shape.
         """
-        true, confidence = batch["landmarks"], batch["landmark_confidence"].clone()
+        confidence = batch["landmark_confidence"].clone()
         confidence[..., INNER_CORNERS] = 0
         pose = self.landmark_pose if self.training else "estimated"
-        seen = sightings(points, camera, true, confidence, pose)
         side, frames = batch["images"].shape[-1], points.shape[1]
-        mean = torch.stack([landmark_l2(at, true, confidence, side) for at in seen]).sum()
+        mean = posed_landmark_l2(points, camera, batch["landmarks"], confidence, side, pose)
         return (68 - len(INNER_CORNERS)) * frames * mean
 
     @staticmethod

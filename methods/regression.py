@@ -21,12 +21,12 @@ from core.errors import AssetNotFoundError, MonofaceError
 from core.face_models import FaceModel, load_face_model
 from core.landmarks import INNER_MOUTH, NOSE
 from core.lighting import AMBIENT
-from core.losses import coefficient_l2, cosine_distance, landmark_l2, masked_l21
+from core.losses import coefficient_l2, cosine_distance, masked_l21
 from core.perceptual import Recognizer, align_112
 from core.precision import without_autocast
 from core.rasterize import Backend, Fragments
 from core.render import draw_lit
-from core.resection import LandmarkPose, sightings
+from core.resection import LandmarkPose, posed_landmark_l2
 from core.rotation import rotation_from_euler
 from core.skin import skin_probability
 from core.uv import bake, uv_grid
@@ -225,7 +225,8 @@ class Regression(FaceMethod):
             convolutions; None = Adam for all, as in the papers.
         landmark_pose: under which pose the landmarks judge the shape: the "estimated" one, as in
             the papers; or, ours, the "best" for that shape, so that the pose's errors are no noise
-            in the shape's gradient. The pose is then judged with the shape held fixed.
+            in the shape's gradient. The pose is then judged with the shape held fixed, and in
+            training the term is the sum of two errors.
         landmark_steps: for so many steps shape and pose learn from the landmarks alone; 0 =
             everything from the start, as in the papers.
         anneal_steps: let the learning rate fall to 0 along a cosine until this step, after 50 in
@@ -421,12 +422,15 @@ class Regression(FaceMethod):
         """Eq. 3, in pixels of images of 224 pixels; in training with ``landmark_pose`` "best" once
         for the pose and once for the shape.
         """
-        true, confidence = batch["landmarks"], batch["landmark_confidence"]
-        pose = self.landmark_pose if self.training else "estimated"
-        seen = sightings(points, camera, true, confidence, pose)
-        unit = batch["images"].shape[-1] / PIXELS
-        errors = [landmark_l2(at, true, confidence, unit, self.importance) for at in seen]
-        return torch.stack(errors).sum()
+        return posed_landmark_l2(
+            points,
+            camera,
+            batch["landmarks"],
+            batch["landmark_confidence"],
+            batch["images"].shape[-1] / PIXELS,
+            self.landmark_pose if self.training else "estimated",
+            self.importance,
+        )
 
     def perceptual_term(
         self,

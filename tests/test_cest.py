@@ -560,7 +560,8 @@ def test_landmark_steps_teach_viewpoint_and_shape_only(make, face_model):
 
 def test_under_the_best_pose_the_viewpoint_s_errors_do_not_reach_the_shape(make, face_model):
     """The shape's gradient is that of the least error over poses, whatever the viewpoint says; the
-    viewpoint's is that of the plain term; evaluation knows no difference."""
+    viewpoint's is that of the plain term; evaluation knows no difference. (Without the crop, which
+    a wrong viewpoint changes, and with it what the shape's network sees.)"""
     batch, _ = clips(face_model)
     shape, viewpoint, values = {}, {}, {}
     for pose in ("estimated", "best"):

@@ -159,6 +159,28 @@ def test_the_truth_has_no_error(make):
     assert doubled["photometric"].item() == pytest.approx(terms["photometric"].item(), rel=0.1)
 
 
+def test_under_the_best_pose_the_shape_does_not_feel_a_wrong_pose(make):
+    """In training; the pose is the best for the landmarks as they are weighted, some 20 times."""
+    method = make(landmark_pose="best").train()
+    assert method.importance.max() == 20
+    x = some_unknowns(4, 1)
+    batch = faces(method)
+    wrong = method.camera(x.angles + 0.3, x.translation + 20, batch["images"].shape[-1])
+    true = method.face_model.landmarks(method.shape(x.identity, x.expression)).detach()
+    noise = torch.randn(true.shape, generator=torch.Generator().manual_seed(0))
+    points = (true + 2 * noise).requires_grad_()
+    terms, alike = {}, {}
+    for pose in ("best", "estimated"):
+        method.landmark_pose = pose
+        terms[pose] = method.landmark_term(points, wrong, batch)
+        (gradient,) = torch.autograd.grad(terms[pose], points)
+        alike[pose] = gradient.sum(-2).norm()
+    assert terms["best"] > terms["estimated"]  # the sum of both errors
+    assert alike["best"] < 0.02 * alike["estimated"]
+    method.eval().landmark_pose = "best"
+    assert method.landmark_term(points, wrong, batch) == terms["estimated"]
+
+
 def test_weights_have_the_names_of_the_terms(make):
     method = make()
     batch = faces(method)

@@ -303,6 +303,28 @@ def test_expression_by_hand():
     assert expression_l2(expression) == 3 * 4 / 2
 
 
+def test_under_the_best_pose_the_shape_does_not_feel_a_wrong_pose(make):
+    """In training; the 66 landmarks that count are those for which the pose is the best."""
+    method = make(landmark_pose="best").train()
+    x = some_unknowns(method, 2, 2)
+    batch = clips(method, x)
+    wrong = method.camera(x.angles + 0.3, x.translation + 20, SIZE)
+    neutral, _ = method.neutral(x.identity[:, 0])
+    true = method.landmarks(method.shape(neutral, x.expression), wrong).detach()
+    noise = torch.randn(true.shape, generator=torch.Generator().manual_seed(0))
+    points = (true + 2 * noise).requires_grad_()
+    terms, alike = {}, {}
+    for pose in ("best", "estimated"):
+        method.landmark_pose = pose
+        terms[pose] = method.landmark_term(points, wrong, batch)
+        (gradient,) = torch.autograd.grad(terms[pose], points)
+        alike[pose] = gradient.sum(-2).norm()
+    assert terms["best"] > terms["estimated"]  # the sum of both errors
+    assert alike["best"] < 0.02 * alike["estimated"]
+    method.eval().landmark_pose = "best"
+    assert method.landmark_term(points, wrong, batch) == terms["estimated"]
+
+
 def test_landmarks_are_66_and_missing_ones_do_not_count(make):
     method = make()
     batch = clips(method, some_unknowns(method, 1, 2))

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,7 @@ from scipy.spatial.transform import Rotation
 from core.camera import PerspectiveCamera, WeakPerspectiveCamera, frontal
 from core.face_models import load_face_model
 from core.losses import landmark_l2
-from core.resection import resect, sightings
+from core.resection import posed_landmark_l2, resect
 from core.rotation import rotation_angle, rotation_from_vector
 
 B = 6
@@ -125,25 +127,51 @@ def test_in_single_precision_under_autocast_the_answer_is_the_same(pinhole):
 
 
 @KINDS
-def test_sightings_teach_camera_and_points_apart(pinhole):
-    """Of the error under its own camera only the camera learns, of the least one only the points;
-    with the pose "estimated" it is the plain projection."""
+@pytest.mark.parametrize("important", [False, True])
+def test_the_best_pose_teaches_camera_and_points_apart(pinhole, important):
+    """The camera learns what it learns from the plain error; the points what no pose can mend,
+    and that also where some landmarks count more."""
     points, pixels, confidence, _, start = scene(pinhole, noise=1.5)
+    importance = torch.where(torch.arange(68) % 7 == 0, 20.0, 1.0).double() if important else None
     points.requires_grad_()
     translation = start.translation.clone().requires_grad_()
     camera = start.map(lambda value: translation if value is start.translation else value)
-    (plain,) = sightings(points, camera, pixels, confidence, "estimated")
-    own, least = sightings(points, camera, pixels, confidence, "best")
-    torch.testing.assert_close(own, plain)
-    whole = torch.autograd.grad(landmark_l2(plain, pixels, confidence, 1), [points, translation])
-    of_own = torch.autograd.grad(
-        landmark_l2(own, pixels, confidence, 1), [points, translation], allow_unused=True
-    )
-    assert of_own[0] is None
-    torch.testing.assert_close(of_own[1], whole[1])
-    error = landmark_l2(least, pixels, confidence, 1)
-    of_least = torch.autograd.grad(error, [points, translation], allow_unused=True)
-    assert of_least[1] is None
-    assert error < 0.3 * landmark_l2(plain, pixels, confidence, 1)
-    # moving all points alike is nothing the least error could feel
-    assert of_least[0].sum(-2).norm() < 1e-3 * whole[0].sum(-2).norm()
+    found = {}
+    for pose in ("estimated", "best"):
+        error = posed_landmark_l2(points, camera, pixels, confidence, 2, pose, importance)
+        found[pose] = error, torch.autograd.grad(error, [points, translation])
+    plain = landmark_l2(camera.project(points)[0], pixels, confidence, 2, importance)
+    assert found["estimated"][0] == plain
+    torch.testing.assert_close(found["best"][1][1], found["estimated"][1][1])
+    assert plain < found["best"][0] < 1.3 * plain  # the least error is added
+    # to move all points alike would be to move the camera
+    alike = {pose: gradients[0].sum(-2).norm() for pose, (_, gradients) in found.items()}
+    assert alike["best"] < 2e-3 * alike["estimated"]
+
+
+@KINDS
+def test_nothing_worse_than_the_start_is_given_back(pinhole):
+    """From starts that are far off, behind the points, or with hardly any points."""
+    points, pixels, confidence, true, start = scene(pinhole, noise=1.5)
+    axis = torch.tensor([0.0, 1, 0], dtype=torch.float64)
+    turns = {angle: rotation_from_vector(np.radians(angle) * axis) for angle in (60, 90, 120, 170)}
+    starts = [replace(true, rotation=turn @ true.rotation) for turn in turns.values()]
+    if pinhole:
+        near = true.translation * torch.tensor([1, 1, 0.05])
+        starts += [replace(true, translation=near), replace(true, translation=-true.translation)]
+    few = confidence.clone()
+    few[:, 3:] = 0
+    for weight in (confidence, few):
+        for first in [start, *starts]:
+            found = resect(points, pixels, weight, first)
+            before, after = (
+                ((camera.project(points)[0] - pixels).square().sum(-1) * weight).sum(-1)
+                for camera in (first, found)
+            )
+            assert (after <= before).all()
+            if pinhole:
+                behind = (found.position(points)[..., 2] <= 0).any(-1)
+                assert not (behind & (found.translation != first.translation).any(-1)).any()
+    best = resect(points, pixels, confidence, true, steps=12).project(points)[0]
+    from_60 = resect(points, pixels, confidence, starts[0]).project(points)[0]
+    assert (best - from_60).abs().max() < 0.1
