@@ -17,12 +17,19 @@ from torch import Tensor
 
 from core.camera import PerspectiveCamera, WeakPerspectiveCamera
 from core.losses import landmark_l2
-from core.rotation import rotation_from_vector
 
 DAMPING = 1e-4  # share of the normal equations' diagonal that is added to it
 LARGEST_TURN = 0.5  # radians, of one step: linearized, a larger one overshoots
 LEAST_SHRINKING = 0.5  # factor of scale or distance in one step, so that they stay positive
 
+# (w x p)_i = sum_jk e_kij w_j p_k
+LEVI_CIVITA = torch.tensor(
+    [
+        [[0.0, 0, 0], [0, 0, 1], [0, -1, 0]],
+        [[0, 0, -1], [0, 0, 0], [1, 0, 0]],
+        [[0, 1, 0], [-1, 0, 0], [0, 0, 0]],
+    ]
+)
 LandmarkPose = Literal["estimated", "best"]
 PosedCamera = TypeVar("PosedCamera", WeakPerspectiveCamera, PerspectiveCamera)
 
@@ -49,29 +56,106 @@ def resect(
         steps: three bring a start that is 15 degrees off to within a thousandth of a pixel, five
             one that is 60 degrees off.
     """
-    x, seen, weight = points.double(), pixels.double(), confidence.double()
-    weight = weight / weight.sum(-1, keepdim=True).clamp(min=1e-12)
+    batch = start.rotation.shape[:-2]
+    x, seen = points.double().reshape(-1, *points.shape[-2:]), pixels.double()
+    seen = seen.reshape(-1, *pixels.shape[-2:])
+    weight = confidence.double().reshape(-1, confidence.shape[-1], 1)
+    weight = weight / weight.sum(1, keepdim=True).clamp(min=1e-12)
+    weights = weight.repeat_interleave(2, 1)  # of the pixels' two coordinates
+    optics = _WeakPerspective if isinstance(start, WeakPerspectiveCamera) else _Pinhole
+    lens = optics(start)
+    rotation, place = start.rotation.double().reshape(-1, 3, 3), lens.place
+    levi_civita = LEVI_CIVITA.to(x)
+    identity = torch.eye(3).to(x)
 
-    def distances(camera: PosedCamera) -> tuple[Tensor, Tensor]:
-        error = seen - camera.project(x)[0]
-        return error, (error.square().sum(-1) * weight).sum(-1)
+    def look(rotation: Tensor, place: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        turned = x @ rotation.mT
+        at, in_front = lens.project(turned, place)
+        error = seen - at
+        return turned, error, (error.square() * weight).sum((1, 2)), in_front
 
-    camera = start.map(torch.Tensor.double)
-    error, at_start = distances(camera)
+    turned, error, at_start, _ = look(rotation, place)
     for _ in range(steps):
-        jacobian = _jacobian(camera, x).flatten(-3, -2)  # *b 2n 6
-        weighted = jacobian.mT * weight.repeat_interleave(2, -1)[..., None, :]
+        turns = (turned @ levi_civita.flatten(1)).unflatten(-1, (3, 3))  # d(w x p) / dw
+        jacobian = lens.jacobian(turned, turns, place).flatten(1, 2)  # b 2n 6
+        weighted = (jacobian * weights).mT
         normal = weighted @ jacobian
-        diagonal = normal.diagonal(dim1=-2, dim2=-1)
-        normal = normal + torch.diag_embed(DAMPING * diagonal + 1e-12)
-        step = torch.linalg.solve_ex(normal, weighted @ error.flatten(-2)[..., None])[0][..., 0]
-        camera = _moved(camera, step)
-        error, at_end = distances(camera)
-    found = camera.map(lambda value: value.to(start.rotation.dtype))
-    better = at_end < at_start  # false for NaN
-    if isinstance(camera, PerspectiveCamera):
-        better &= (camera.position(x)[..., 2] > 0).all(-1)
+        normal.diagonal(dim1=-2, dim2=-1).mul_(1 + DAMPING).add_(1e-12)
+        step = torch.linalg.solve_ex(normal, weighted @ error.flatten(1)[..., None])[0][..., 0]
+        half = step[:, :3] / 2
+        half = half * (LARGEST_TURN / 2 / half.norm(dim=-1, keepdim=True)).clamp(max=1)
+        cross = torch.einsum("bj,kij->bik", half, levi_civita)
+        # Cayley's rotation, about the model frame's origin
+        rotation = torch.linalg.solve_ex(identity - cross, (identity + cross) @ rotation)[0]
+        place = lens.moved(place, step[:, 3:])
+        turned, error, at_end, in_front = look(rotation, place)
+    better = ((at_end < at_start) & in_front).reshape(batch)  # false for NaN
+    found = lens.camera(rotation.reshape(*batch, 3, 3), place.reshape(*batch, 3))
     return _where(better, found, start)
+
+
+class _WeakPerspective:
+    """The place is scale and translation; a step is relative in scale, in pixels in translation."""
+
+    def __init__(self, start: WeakPerspectiveCamera) -> None:
+        place = torch.cat([start.scale[..., None], start.translation], -1)
+        self.place = place.double().reshape(-1, 3)
+
+    def project(self, turned: Tensor, place: Tensor) -> tuple[Tensor, Tensor]:
+        """Pixels; and whether all points are in front of the camera."""
+        pixels = place[:, None, :1] * turned[..., :2] + place[:, None, 1:]
+        return pixels, torch.ones_like(place[:, 0], dtype=torch.bool)
+
+    def jacobian(self, turned: Tensor, turns: Tensor, place: Tensor) -> Tensor:
+        """How pixels change with a step: "b n 2 6"."""
+        shifts = torch.eye(2).to(turned).expand(*turned.shape[:2], 2, 2)
+        growth = turned[..., :2, None]
+        scale = place[:, None, None, :1]
+        return torch.cat([scale * torch.cat([turns[..., :2, :], growth], -1), shifts], -1)
+
+    def moved(self, place: Tensor, step: Tensor) -> Tensor:
+        """The place after a step."""
+        growth = (1 + step[:, :1]).clamp(min=LEAST_SHRINKING)
+        return torch.cat([place[:, :1] * growth, place[:, 1:] + step[:, 1:]], -1)
+
+    def camera(self, rotation: Tensor, place: Tensor) -> WeakPerspectiveCamera:
+        """As a camera."""
+        return WeakPerspectiveCamera(rotation, place[..., 0], place[..., 1:])
+
+
+class _Pinhole:
+    """The place is the translation; a step is in units of the distance."""
+
+    def __init__(self, start: PerspectiveCamera) -> None:
+        self.place = start.translation.double().reshape(-1, 3)
+        self.focal = start.focal.double().reshape(-1, 1, 1)
+        self.centre = start.centre.double().reshape(-1, 1, 2)
+        self.start = start
+
+    def project(self, turned: Tensor, place: Tensor) -> tuple[Tensor, Tensor]:
+        """Pixels; and whether all points are in front of the camera."""
+        position = turned + place[:, None]
+        depth = position[..., 2:]
+        pixels = self.focal * position[..., :2] / depth + self.centre
+        return pixels, (depth > 0).flatten(1).all(-1)
+
+    def jacobian(self, turned: Tensor, turns: Tensor, place: Tensor) -> Tensor:
+        """How pixels change with a step: "b n 2 6"."""
+        position = turned + place[:, None]
+        depth = position[..., 2:]
+        shifts = torch.eye(3).to(turned) * place[:, None, 2:, None]
+        moves = torch.cat([turns, shifts.expand_as(turns)], -1)  # of the position
+        slope = (position[..., :2] / depth)[..., None]
+        return (self.focal / depth)[..., None] * (moves[..., :2, :] - slope * moves[..., 2:, :])
+
+    def moved(self, place: Tensor, step: Tensor) -> Tensor:
+        """The place after a step."""
+        away = step[:, 2:].clamp(min=LEAST_SHRINKING - 1)
+        return place + place[:, 2:] * torch.cat([step[:, :2], away], -1)
+
+    def camera(self, rotation: Tensor, place: Tensor) -> PerspectiveCamera:
+        """As a camera."""
+        return PerspectiveCamera(rotation, place, self.start.focal, self.start.centre)
 
 
 def posed_landmark_l2(
@@ -110,50 +194,12 @@ def posed_landmark_l2(
     return error(points.detach(), camera) + error(points, best)
 
 
-def _jacobian(camera: PosedCamera, points: Float[Tensor, "*b n 3"]) -> Float[Tensor, "*b n 2 6"]:
-    """How pixels change with the numbers of ``_moved``, at 0."""
-    x, y, z = camera.rotate(points).unbind(-1)
-    zero, one = torch.zeros_like(x), torch.ones_like(x)
-    turns = torch.stack(  # rows: x, y, z; columns: about the three axes
-        [zero, z, -y, -z, zero, x, y, -x, zero], -1
-    ).unflatten(-1, (3, 3))
-    if isinstance(camera, WeakPerspectiveCamera):
-        scale = camera.scale[..., None, None, None]
-        growth = scale * torch.stack([x, y], -1)[..., None]
-        shifts = torch.stack([one, zero, zero, one], -1).unflatten(-1, (2, 2))
-        return torch.cat([scale * turns[..., :2, :], growth, shifts], -1)
-    right, down, depth = camera.position(points).unbind(-1)
-    projection = torch.stack([one, zero, -right / depth, zero, one, -down / depth], -1)
-    projection = (
-        projection.unflatten(-1, (2, 3)) * (camera.focal[..., None] / depth)[..., None, None]
-    )
-    return torch.cat([projection @ turns, projection * camera.translation[..., None, None, 2:]], -1)
-
-
-def _moved(camera: PosedCamera, step: Float[Tensor, "*b 6"]) -> PosedCamera:
-    """Turned about the model frame's origin, and scaled and shifted by a step's last three numbers:
-    scale and pixels, or shifts in units of the distance.
-    """
-    turn, rest = step.split(3, -1)
-    turn = turn * (LARGEST_TURN / turn.norm(dim=-1, keepdim=True).clamp(min=LARGEST_TURN))
-    rotation = rotation_from_vector(turn) @ camera.rotation
-    if isinstance(camera, WeakPerspectiveCamera):
-        scale = camera.scale * (1 + rest[..., 0]).clamp(min=LEAST_SHRINKING)
-        return WeakPerspectiveCamera(rotation, scale, camera.translation + rest[..., 1:])
-    across, away = rest.split([2, 1], -1)
-    distance = camera.translation[..., 2:]
-    shift = distance * torch.cat([across, away.clamp(min=LEAST_SHRINKING - 1)], -1)
-    return PerspectiveCamera(rotation, camera.translation + shift, camera.focal, camera.centre)
-
-
 def _where(chosen: Bool[Tensor, "*b"], one: PosedCamera, other: PosedCamera) -> PosedCamera:
-    """Of each set's two cameras the one that is chosen."""
-    values = vars(other)
+    """Of each set's two cameras the one that is chosen, in the precision of the other."""
 
-    def choice(name: str) -> Tensor:
-        first, second = vars(one)[name], values[name]
-        return torch.where(
-            chosen.reshape(*chosen.shape, *[1] * (first.ndim - chosen.ndim)), first, second
-        )
+    def choice(first: Tensor, second: Tensor) -> Tensor:
+        mask = chosen.reshape(*chosen.shape, *[1] * (second.ndim - chosen.ndim))
+        return torch.where(mask, first.to(second.dtype), second)
 
-    return replace(other, **{name: choice(name) for name in values})
+    pairs = {name: (vars(one)[name], second) for name, second in vars(other).items()}
+    return replace(other, **{name: choice(*pair) for name, pair in pairs.items()})
