@@ -53,8 +53,8 @@ def resect(
         confidence: weights; 0 = missing.
         start: one camera for each set; a pinhole camera's focal length and centre stay. It is
             given back where there is no point, or nothing better is found.
-        steps: three bring a start that is 15 degrees off to within a thousandth of a pixel, five
-            one that is 60 degrees off.
+        steps: at least 1. Three bring a start that is 15 degrees off to within a thousandth of a
+            pixel, five one that is 60 degrees off to within a tenth.
     """
     batch = start.rotation.shape[:-2]
     x, seen = points.double().reshape(-1, *points.shape[-2:]), pixels.double()
