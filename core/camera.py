@@ -129,6 +129,13 @@ class WeakPerspectiveCamera(Camera):
         matrix = torch.cat([across, along, torch.zeros_like(along)], -2)
         return matrix, torch.cat([2 * self.translation / extent - 1, 0 * one, one], -1)
 
+    def about(self, point: Float[Tensor, "3"]) -> "WeakPerspectiveCamera":
+        """The camera whose translation is where this point of the model frame is seen, instead of
+        the origin.
+        """
+        seen = self.project(point.expand(*self.scale.shape, 1, 3))[0].squeeze(-2)
+        return WeakPerspectiveCamera(self.rotation, self.scale, seen)
+
     def crop(
         self, scale: Float[Tensor, "*b"], offset: Float[Tensor, "*b 2"]
     ) -> "WeakPerspectiveCamera":
@@ -189,6 +196,15 @@ class PerspectiveCamera(Camera):
         clip = torch.cat([across, z, depth], -2)
         behind = clip.new_tensor([0, 0, 2 * far * near / (far - near), 0])
         return clip[..., :3], clip[..., 3] - behind
+
+    def weak_perspective(self, point: Float[Tensor, "3"]) -> WeakPerspectiveCamera:
+        """The camera that sees the surroundings of a point of the model frame as this one does."""
+        there = point.expand(*self.focal.shape, 1, 3)
+        seen, depth = self.project(there)
+        camera = WeakPerspectiveCamera(
+            self.rotation, self.focal / depth[..., 0], torch.zeros_like(seen[..., 0, :])
+        )
+        return replace(camera, translation=(seen - camera.project(there)[0]).squeeze(-2))
 
     def crop(
         self, scale: Float[Tensor, "*b"], offset: Float[Tensor, "*b 2"]

@@ -64,14 +64,24 @@ class DeformationGraph(nn.Module):
         for name, array in arrays.items():
             self.register_buffer(name, array, persistent=False)
 
-    def forward(self, displacements: Float[Tensor, "*b g 3"]) -> Float[Tensor, "*b n 3"]:
-        """S t: the displacements of the vertices, in at least float32 also under autocast."""
+    def forward(
+        self, displacements: Float[Tensor, "*b g 3"], chosen: Int[Tensor, " p"] | None = None
+    ) -> Float[Tensor, "*b n 3"]:
+        """S t: the displacements of the vertices, in at least float32 also under autocast.
+
+        Args:
+            displacements: t of the nodes.
+            chosen: numbers of vertices; None = all.
+        """
+        bound, weights = self.bound, self.weights
+        if chosen is not None:
+            bound, weights = bound[chosen], weights[chosen]
         with without_autocast(displacements):
-            moved, n = at_least_float32(displacements), len(self.bound)
+            moved, n = at_least_float32(displacements), len(bound)
             # one row for each node, so that a vertex sums up rows in one pass over S
             rows = moved.reshape(-1, *moved.shape[-2:]).movedim(0, 1).flatten(1)
-            weights = self.weights.to(rows.dtype)
-            summed = F.embedding_bag(self.bound, rows, per_sample_weights=weights, mode="sum")
+            weights = weights.to(rows.dtype)
+            summed = F.embedding_bag(bound, rows, per_sample_weights=weights, mode="sum")
             return summed.unflatten(1, (-1, 3)).movedim(1, 0).reshape(*moved.shape[:-2], n, 3)
 
     def pulled_back(self, basis: Float[Tensor, "k n 3"]) -> Float[Tensor, "k g 3"]:

@@ -8,10 +8,10 @@
     Eq. 10    canonical crop                core.crop.canonical_crop
     Eq. 11    weak perspective              core.camera.WeakPerspectiveCamera, CEST.viewpoint
     Eq. 12    unwrapping                    core.uv.unwrap
-    App. B.1  networks                      Encoder, ReflectanceNet
+    App. B.1  networks                      methods.encoder, ReflectanceNet
 
 Differs from the paper: the weights of Eq. 9 are not legible in its text, ours are in ``Weights``;
-the widths of its layer tables neither, ours are ``width`` times 1, 2, 4, 8, 8, 8; viewpoint and
+the widths of its layer tables neither, ours are ``width`` times ``encoder.FACTORS``; viewpoint and
 shape are their networks' outputs times a constant; the reflectance network also sees which texels
 are visible; the light's first coefficient has the common offset of 0.8, so that a zero output is a
 lit face.
@@ -42,11 +42,9 @@ from core.rotation import rotation_from_vector
 from core.uv import unwrap, uv_grid, wrap
 from methods.base import FaceMethod
 from methods.cli import main
+from methods.encoder import SMALLEST, Encoder
 from methods.optimizers import Part, optimizer_of_parts
-
-# The last strided layer then still sees 2 x 2 pixels. Of a single pixel torch 2.15's bfloat16
-# convolution computes its weights' gradient from uninitialized memory.
-SMALLEST = 33
+from methods.pose import landmark_pivot
 
 # Factors of the outputs, ours: the last layers add up hundreds of features, so that without them
 # one step of Adam at 1e-3 can turn the head by half a radian.
@@ -69,36 +67,6 @@ class Weights:
 
 
 torch.serialization.add_safe_globals([Weights])
-
-
-class Encoder(nn.Sequential):
-    """Image(s) to parameters (App. B.1): 3x3 convolutions of stride 2 with BN and ReLU, and one
-    that gives the numbers.
-
-    Args:
-        channels: of the input.
-        size: height and width of the input.
-        outputs: how many numbers; they start at zero.
-        width: channels after the first layer.
-    """
-
-    def __init__(self, channels: int, size: int, outputs: int, width: int) -> None:
-        layers: list[nn.Module] = []
-        for factor in (1, 2, 4, 8, 8, 8):
-            layers += [
-                nn.Conv2d(channels, factor * width, 3, stride=2, padding=1, bias=False),
-                nn.BatchNorm2d(factor * width),
-                nn.ReLU(inplace=True),
-            ]
-            channels, size = factor * width, (size + 1) // 2
-        last = nn.Conv2d(channels, outputs, size)
-        for parameter in last.parameters():
-            nn.init.zeros_(parameter)
-        super().__init__(*layers, last, nn.Flatten())
-
-    def kernels(self) -> list[Tensor]:
-        """Of the strided convolutions, but for the first, which sees colours, not features."""
-        return [layer.weight for layer in self if isinstance(layer, nn.Conv2d)][1:-1]
 
 
 class ReflectanceNet(nn.Module):
@@ -269,9 +237,7 @@ class CEST(FaceMethod):
             else Encoder(3, image_size, lights, width)
         )
         self.to(memory_format=torch.channels_last)  # faster convolutions on both CPU and GPU
-        landmarks = self.face_model.landmarks(self.face_model.mean)
-        pivot = (landmarks.amin(0) + landmarks.amax(0)) / 2
-        self.register_buffer("pivot", pivot, persistent=False)
+        self.register_buffer("pivot", landmark_pivot(self.face_model), persistent=False)
 
     def forward(self, images: Float[Tensor, "b v 3 h w"]) -> Reconstruction:
         """One face per image."""
@@ -375,9 +341,7 @@ class CEST(FaceMethod):
         """The camera whose translation is where the middle of the face is seen, not the model
         frame's origin.
         """
-        batch = camera.scale.shape
-        seen = camera.project(self.pivot.expand(*batch, 1, 3))[0].squeeze(-2)
-        return WeakPerspectiveCamera(camera.rotation, camera.scale, seen)
+        return camera.about(self.pivot)
 
     def swapped_reflectances(
         self, reflectance: Float[Tensor, "b v 3 h w"]

@@ -57,7 +57,8 @@ from methods.fml_losses import (
 )
 from methods.fml_network import FMLNetwork
 from methods.optimizers import Part, optimizer_of_parts
-from methods.regression import PIXELS, SCALES, Unknowns, landmark_pivot, lit, posed_camera
+from methods.pose import PIXELS, POSE_SCALES, PoseNet, landmark_pivot, posed_camera
+from methods.regression import SCALES, Unknowns, lit
 
 SKIN = (0.70, 0.52, 0.44)  # the one colour that the mesh starts with
 INNER_CORNERS = (60, 64)  # of the 68 landmarks those that a tracker of 66 lacks
@@ -120,11 +121,16 @@ class FML(FaceMethod):
             masks show the face.
         image_size: height and width of the input images, pixels.
         width: factor of the networks' channels.
+        identity_width: another one for the shared identity network and the features that it alone
+            sees; None = the same.
         stride: of the first convolution; smaller for small images.
         normalized: put normalizations before ReLUs, ours: a network without any learns only at a
             small rate; at a large one the units of the shared identity network die. The frames'
             convolutions are normalized over all frames of the batch, so that while it trains a
             clip's features depend on the other clips; the shared identity network clip by clip.
+        pose_width: channels after the first layer of a network for each frame's pose, ours; the
+            others then see the face straightened by that pose (``methods.pose.PoseNet``). None =
+            Table 3 gives the pose, too, as in the paper.
         uv_size: height and width of the albedo maps given back, texels.
         light_channels: 1 = white light, 9 coefficients; 3 = coloured light, 27 (the paper).
         focal: focal length for images of 224 pixels, pixels.
@@ -170,8 +176,10 @@ class FML(FaceMethod):
         occlusion: Literal["ignored", "masked"] = "ignored",
         image_size: int = 240,
         width: float = 1.0,
+        identity_width: float | None = None,
         stride: int = 4,
         normalized: bool = False,
+        pose_width: int | None = None,
         uv_size: int = 256,
         light_channels: Literal[1, 3] = 3,
         focal: float = 1015.0,
@@ -217,13 +225,17 @@ class FML(FaceMethod):
         self.albedo_basis = nn.Parameter(self._first_albedos(albedo_dims))  # Theta_a
         self.dims = {"identity": shape_dims, "albedo": albedo_dims}
         self.outputs = {
-            "angles": 3,
-            "translation": 3,
             "expression": len(self.face_model.expression_basis),
             "light": 9 * light_channels,
         }
+        self.pose: PoseNet | None = None
+        if pose_width is None:
+            self.outputs = {"angles": 3, "translation": 3, **self.outputs}
+        else:
+            self.pose = PoseNet(image_size, pose_width, self.pivot.clone(), focal, distance_mm)
+            self.pose.to(memory_format=torch.channels_last)
         sizes = sum(self.dims.values()), sum(self.outputs.values())
-        self.network = FMLNetwork(image_size, *sizes, width, stride, normalized)
+        self.network = FMLNetwork(image_size, *sizes, width, identity_width, stride, normalized)
         self.network.to(memory_format=torch.channels_last)  # faster convolutions
 
     def _first_shapes(self, count: int) -> Float[Tensor, "m {count}"]:
@@ -267,10 +279,17 @@ class FML(FaceMethod):
     def unknowns(self, images: Float[Tensor, "b v 3 h w"]) -> Unknowns:
         """The networks' estimates; identity and albedo are the same in all frames of a clip."""
         frames = images.shape[1]
+        pose: dict[str, Tensor] = {}
+        if self.pose is not None:
+            numbers, straight = self.pose(images.flatten(0, 1))
+            images, numbers = (x.unflatten(0, images.shape[:2]) for x in (straight, numbers))
+            pose = dict(zip(POSE_SCALES, numbers.split(3, -1), strict=True))
         known, own = self.network(2 * images - 1, self._learns_expressions_only)
         of_clip = dict(zip(self.dims, known.split(list(self.dims.values()), -1), strict=True))
         parts = dict(zip(self.outputs, own.split(list(self.outputs.values()), -1), strict=True))
-        parts |= {name: part[:, None].expand(-1, frames, -1) for name, part in of_clip.items()}
+        parts |= pose | {
+            name: part[:, None].expand(-1, frames, -1) for name, part in of_clip.items()
+        }
         parts = {name: SCALES[name] * part for name, part in parts.items()}
         light = parts.pop("light").unflatten(-1, (9, self.light_channels))
         return Unknowns(**parts, light=light)
@@ -287,9 +306,13 @@ class FML(FaceMethod):
         self, identity: Float[Tensor, "b d"]
     ) -> tuple[Float[Tensor, "b n 3"], Float[Tensor, "b g 3"]]:
         """Eq. 2-3 without expression: vertices in millimetres; and the nodes' displacements, cm."""
+        moved = self.displacements(identity)
+        return self.face_model.mean + CENTIMETRE * self.graph(moved), moved
+
+    def displacements(self, identity: Float[Tensor, "b d"]) -> Float[Tensor, "b g 3"]:
+        """Eq. 1: of the graph's nodes, centimetres."""
         with without_autocast(identity):
-            moved = (identity @ self.complement().T).unflatten(-1, (-1, 3))
-            return self.face_model.mean + CENTIMETRE * self.graph(moved), moved
+            return (identity @ self.complement().T).unflatten(-1, (-1, 3))
 
     def shape(
         self, neutral: Float[Tensor, "b n 3"], expression: Float[Tensor, "b v k"]
@@ -321,6 +344,30 @@ class FML(FaceMethod):
             return self.face_model.landmarks(vertices)
         return self.sliding_jaw(vertices, camera)
 
+    def landmark_shape(
+        self,
+        displacements: Float[Tensor, "b g 3"],
+        expression: Float[Tensor, "b v k"],
+        camera: PerspectiveCamera,
+    ) -> Float[Tensor, "b v 68 3"]:
+        """``landmarks`` of these displacements of the nodes, without the other vertices."""
+        model, jaw = self.face_model, self.sliding_jaw
+        vertices, weights = model.landmark_vertices, model.landmark_weights
+        if jaw is not None:
+            vertices, weights = jaw.vertices, jaw.weights
+
+        def mean_of_corners(corners: Float[Tensor, "*b q 3"]) -> Float[Tensor, "*b p 3"]:
+            return (corners.unflatten(-2, (-1, 3)) * weights[..., None]).sum(-2)
+
+        chosen = vertices.flatten()
+        moved = CENTIMETRE * self.graph(displacements, chosen)
+        neutral = mean_of_corners(model.mean[chosen] + moved)
+        basis = mean_of_corners(model.expression_basis[:, chosen])
+        with without_autocast(expression):
+            opened = (expression * model.expression_std) @ basis.flatten(1)
+        points = neutral[:, None] + opened.unflatten(-1, (-1, 3))
+        return points if jaw is None else jaw.choose(points, camera)
+
     def lit_vertices(
         self,
         vertices: Float[Tensor, "b v n 3"],
@@ -344,17 +391,20 @@ class FML(FaceMethod):
         """The terms for any unknowns, whose identity and albedo are those of the first frame."""
         images = batch["images"]
         camera = self.camera(x.angles, x.translation, images.shape[-1])
-        neutral, displacements = self.neutral(x.identity[:, 0])
-        vertices = self.shape(neutral, x.expression)
-        points = self.landmarks(vertices, camera)
-        terms = {
+        if self.training and self.global_step < self.landmark_steps:
+            displacements = self.displacements(x.identity[:, 0])
+            points = self.landmark_shape(displacements, x.expression, camera)
+            of_colours = dict.fromkeys(("photometric", "sparse"), points.new_zeros(()))
+        else:
+            neutral, displacements = self.neutral(x.identity[:, 0])
+            vertices = self.shape(neutral, x.expression)
+            points = self.landmarks(vertices, camera)
+            of_colours = self.image_terms(x, vertices, camera, batch)
+        return of_colours | {
             "landmark": self.landmark_term(points, camera, batch),
             "smooth": graph_smoothness(displacements / DECIMETRE, self.graph.edges),
             "expression": expression_l2(x.expression),
         }
-        if self.training and self.global_step < self.landmark_steps:
-            return terms | dict.fromkeys(("photometric", "sparse"), neutral.new_zeros(()))
-        return terms | self.image_terms(x, vertices, camera, batch)
 
     def image_terms(
         self,
@@ -397,8 +447,12 @@ class FML(FaceMethod):
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Adam; with ``kernel_lr`` partly Muon. The group "reflectance" is that of Eq. 6."""
         reflectance = [self.albedo_mean, self.albedo_basis]
+        weights, kernels = [*self.network.parameters()], self.network.kernels()
+        if self.pose is not None:
+            weights += self.pose.parameters()
+            kernels += self.pose.kernels()
         parts = [
-            Part(self.network.parameters(), self.network.kernels()),
+            Part(weights, kernels),
             Part([self.shape_basis], lr=self.basis_lr),
             Part(reflectance, lr=self.basis_lr, name="reflectance"),
         ]

@@ -2,9 +2,9 @@
 and the losses in that image (Deng et al. 2019, MGCNet).
 
 The face model's coefficients, the pose of a pinhole camera and the light are the outputs of one
-network's linear heads, each times a constant (``SCALES``). Focal length and landmark distances are
-given for images of 224 pixels and scaled to others; the zero pose shows the middle of the mean
-face's landmarks in the middle of the image. Numbers of equations and sections are those of Deng.
+network's linear heads, each times a constant (``SCALES``); landmark distances are given for images
+of 224 pixels, as focal length and pose are (``methods.pose``). Numbers of equations and sections
+are those of Deng.
 """
 
 from dataclasses import asdict, dataclass
@@ -15,10 +15,10 @@ from jaxtyping import Float, Int
 from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 
-from core.camera import PerspectiveCamera, frontal
+from core.camera import PerspectiveCamera
 from core.contracts import FaceBatch, Reconstruction
 from core.errors import AssetNotFoundError, MonofaceError
-from core.face_models import FaceModel, load_face_model
+from core.face_models import load_face_model
 from core.landmarks import INNER_MOUTH, NOSE
 from core.lighting import AMBIENT
 from core.losses import coefficient_l2, cosine_distance, masked_l21
@@ -27,25 +27,16 @@ from core.precision import without_autocast
 from core.rasterize import Backend, Fragments
 from core.render import draw_lit
 from core.resection import LandmarkPose, posed_landmark_l2
-from core.rotation import rotation_from_euler
 from core.skin import skin_probability
 from core.uv import bake, uv_grid
 from methods.base import FaceMethod
 from methods.optimizers import Part, optimizer_of_parts
+from methods.pose import PIXELS, POSE_SCALES, PoseNet, landmark_pivot, posed_camera
 
-PIXELS = 224  # side of the papers' images, for which focal length and landmark weight are given
 LIKELY = 0.5  # skin of at least this probability counts in full, Deng Sec. 4.1.1
 
-# Factors of the outputs, ours: the last layers add up hundreds of features, so that without them
-# one step of Adam at 1e-3 can turn the head by half a radian. Translation is in millimetres.
-SCALES = {
-    "identity": 0.3,
-    "expression": 0.3,
-    "albedo": 0.3,
-    "angles": 0.1,
-    "translation": 10.0,
-    "light": 0.1,
-}
+# Factors of the outputs, for the same reason as those of the pose.
+SCALES = {"identity": 0.3, "expression": 0.3, "albedo": 0.3, "light": 0.1, **POSE_SCALES}
 GEOMETRY = ("identity", "expression", "angles", "translation")  # all that landmarks depend on
 APPEARANCE = ("albedo", "light")
 
@@ -112,7 +103,8 @@ class Drawing:
 
 
 class Regressor(nn.Module):
-    """An image to the unknowns, by a backbone of timm and a linear head for each.
+    """An image to the unknowns, by a backbone of timm and a linear head for each; or the pose by a
+    network of its own, and from the straightened image all else.
 
     Args:
         backbone: name of the network in timm.
@@ -121,6 +113,7 @@ class Regressor(nn.Module):
         pretrained: start from timm's weights of it.
         pooled: the heads see the mean of the features over the image; otherwise all of them.
         options: further arguments of ``timm.create_model``.
+        pose: the network of its own.
 
     Raises:
         MonofaceError: timm has no such network.
@@ -135,9 +128,12 @@ class Regressor(nn.Module):
         pretrained: bool,
         pooled: bool,
         options: dict[str, Any],
+        pose: PoseNet | None = None,
     ) -> None:
         super().__init__()
         import timm  # takes seconds
+
+        import methods.backbones  # noqa: F401  # registers ours
 
         if not timm.is_model(backbone):
             close = timm.list_models(f"*{backbone[:6]}*")[:8]
@@ -167,23 +163,42 @@ class Regressor(nn.Module):
             with torch.no_grad():
                 width = made.eval()(torch.zeros(1, 3, image_size, image_size)).numel()
             made.train()
-        self.heads = nn.ModuleDict({name: nn.Linear(width, n) for name, n in outputs.items()})
+        self.pose = pose
+        own = {name: n for name, n in outputs.items() if pose is None or name not in POSE_SCALES}
+        self.heads = nn.ModuleDict({name: nn.Linear(width, n) for name, n in own.items()})
         for parameter in self.heads.parameters():
             nn.init.zeros_(parameter)
 
     def forward(
-        self, images: Float[Tensor, "n 3 h w"], heads: tuple[str, ...] | None = None
-    ) -> Float[Tensor, "n k"]:
-        """The chosen heads' numbers, all by default, side by side in float32."""
+        self, images: Float[Tensor, "n 3 h w"], names: tuple[str, ...]
+    ) -> dict[str, Float[Tensor, "n _"]]:
+        """Some of the outputs by name, in float32."""
+        numbers: dict[str, Tensor] = {}
+        if self.pose is not None:
+            pose, images = self.pose(images)
+            numbers = dict(zip(POSE_SCALES, pose.split(3, -1), strict=True))
         features = self.backbone(images).flatten(1)
         with without_autocast(features):
-            chosen = self.heads if heads is None else heads
-            return torch.cat([self.heads[name](features.float()) for name in chosen], -1)
+            numbers |= {name: head(features.float()) for name, head in self._heads(names)}
+        return {name: numbers[name] for name in names}
 
     def kernels(self) -> list[Tensor]:
         """Of the backbone's dense convolutions, but for the first, which sees colours."""
         layers = [m.weight for m in self.backbone.modules() if isinstance(m, nn.Conv2d)]
-        return [weight for weight in layers if weight.shape[1] > 3]
+        kernels = [weight for weight in layers if weight.shape[1] > 3]
+        return kernels if self.pose is None else kernels + self.pose.kernels()
+
+    def parameters_of(self, names: tuple[str, ...]) -> list[Tensor]:
+        """Of these outputs' own heads."""
+        return [p for _, head in self._heads(names) for p in head.parameters()]
+
+    def shared_parameters(self) -> list[Tensor]:
+        """Those of no head."""
+        networks = [self.backbone] if self.pose is None else [self.backbone, self.pose]
+        return [p for network in networks for p in network.parameters()]
+
+    def _heads(self, names: tuple[str, ...]) -> list[tuple[str, nn.Module]]:
+        return [(name, self.heads[name]) for name in names if name in self.heads]
 
 
 class Regression(FaceMethod):
@@ -205,6 +220,9 @@ class Regression(FaceMethod):
             papers; otherwise from all of them, ours: a small network then sees better where things
             are, but only images of ``image_size`` fit.
         backbone_options: further arguments of ``timm.create_model``.
+        pose_width: channels after the first layer of a network for the pose, ours; the backbone
+            then sees the face straightened by that pose (``methods.pose.PoseNet``). None = the
+            backbone gives the pose, too, as in the papers, whose images are aligned.
         image_size: height and width of the input images, pixels.
         uv_size: height and width of the albedo maps given back, texels.
         light_channels: 1 = white light, 9 coefficients (Deng); 3 = coloured light, 27.
@@ -255,6 +273,7 @@ class Regression(FaceMethod):
         pretrained: bool = False,
         pooled: bool = True,
         backbone_options: dict[str, Any] | None = None,
+        pose_width: int | None = None,
         image_size: int = 224,
         uv_size: int = 256,
         light_channels: Literal[1, 3] = 1,
@@ -300,8 +319,11 @@ class Regression(FaceMethod):
             "translation": 3,
             "light": 9 * light_channels,
         }
+        pose = None
+        if pose_width is not None:
+            pose = PoseNet(image_size, pose_width, self.pivot.clone(), focal, distance_mm)
         self.network = Regressor(
-            backbone, self.outputs, image_size, pretrained, pooled, backbone_options or {}
+            backbone, self.outputs, image_size, pretrained, pooled, backbone_options or {}, pose
         )
         self.to(memory_format=torch.channels_last)  # faster convolutions on both CPU and GPU
 
@@ -319,9 +341,8 @@ class Regression(FaceMethod):
         self, images: Float[Tensor, "b v 3 h w"], names: tuple[str, ...]
     ) -> dict[str, Float[Tensor, "b v _"]]:
         """Some of the network's outputs by name, in their units."""
-        numbers = self.network(images.flatten(0, 1), names).unflatten(0, images.shape[:2])
-        parts = numbers.split([self.outputs[name] for name in names], -1)
-        return {name: SCALES[name] * part for name, part in zip(names, parts, strict=True)}
+        parts = self.network(images.flatten(0, 1), names)
+        return {name: SCALES[name] * p.unflatten(0, images.shape[:2]) for name, p in parts.items()}
 
     def reconstruction(self, x: Unknowns, size: int) -> Reconstruction:
         """The face that the unknowns describe, seen in images of this size."""
@@ -487,51 +508,11 @@ class Regression(FaceMethod):
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Adam, 1e-4 in the papers; with ``kernel_lr`` partly Muon."""
-        heads = self.network.heads
-        shared = [
-            *self.network.backbone.parameters(),
-            *(p for name in GEOMETRY for p in heads[name].parameters()),
-        ]
-        late = [p for name in APPEARANCE for p in heads[name].parameters()]
-        parts = [Part(shared, self.network.kernels()), Part(late, start=self.landmark_steps)]
+        network = self.network
+        shared = [*network.shared_parameters(), *network.parameters_of(GEOMETRY)]
+        late = network.parameters_of(APPEARANCE)
+        parts = [Part(shared, network.kernels()), Part(late, start=self.landmark_steps)]
         return optimizer_of_parts(parts, self.lr, self.kernel_lr, self.anneal_steps)
-
-
-def posed_camera(
-    angles: Float[Tensor, "b v 3"],
-    translation: Float[Tensor, "b v 3"],
-    pivot: Float[Tensor, "3"],
-    focal: float,
-    distance_mm: float,
-    size: int,
-) -> PerspectiveCamera:
-    """A head's pose as a pinhole camera, in at least float32 also under autocast.
-
-    Args:
-        angles: pitch, yaw, roll of the head, radians.
-        translation: of the head in the model frame's axes, millimetres.
-        pivot: about which the head turns, and which zero translation shows in the image's middle.
-        focal: pixels.
-        distance_mm: from the camera to the pivot at zero translation.
-        size: height and width of the images, pixels.
-    """
-    with without_autocast(angles):
-        turned = frontal(angles) @ rotation_from_euler(*angles.unbind(-1))
-        away = angles.new_tensor([0.0, 0.0, distance_mm])
-        place = translation @ frontal(angles) + away - turned @ pivot
-    batch = angles.shape[:2]
-    return PerspectiveCamera(
-        rotation=turned,
-        translation=place,
-        focal=angles.new_full(batch, focal),
-        centre=angles.new_full((*batch, 2), size / 2),
-    )
-
-
-def landmark_pivot(model: FaceModel) -> Float[Tensor, "3"]:
-    """The middle of the box of the mean face's landmarks."""
-    landmarks = model.landmarks(model.mean)
-    return (landmarks.amin(0) + landmarks.amax(0)) / 2
 
 
 def lit(light: Float[Tensor, "b v 9 c"]) -> Float[Tensor, "b v 9 c"]:

@@ -88,7 +88,8 @@ def test_resnet50_gives_the_papers_numbers(tmp_path, light, numbers):
     dims = {"identity_dims": 80, "expression_dims": 64, "albedo_dims": 80}
     method = Deng(face_model=str(path), **dims, light_channels=light).eval()
     with torch.no_grad():
-        found = method.network(torch.rand(1, 3, 64, 64))
+        outputs = method.network(torch.rand(1, 3, 64, 64), tuple(method.outputs))
+    found = torch.cat(list(outputs.values()), -1)
     assert found.shape == (1, numbers)
     assert not found.any()
     assert sum(p.numel() for p in method.network.backbone.parameters()) == 23_508_032  # ResNet-50
@@ -226,9 +227,11 @@ def test_landmark_steps_teach_shape_and_pose_only(make):
     assert quick["photometric"] == quick["texture"] == 0
 
 
+@pytest.mark.parametrize("pose_width", [None, 4])
 @pytest.mark.parametrize("kernel_lr", [None, 0.05])
-def test_each_parameter_learns_in_one_group(make, kernel_lr):
-    method = make(kernel_lr=kernel_lr, landmark_steps=60, anneal_steps=100)
+def test_each_parameter_learns_in_one_group(make, kernel_lr, pose_width):
+    options = {"landmark_steps": 60, "anneal_steps": 100}
+    method = make(kernel_lr=kernel_lr, pose_width=pose_width, **options)
     groups = method.configure_optimizers()["optimizer"].param_groups
     given = [parameter for group in groups for parameter in group["params"]]
     assert len(given) == len(set(given)) == len(list(method.parameters()))
@@ -250,7 +253,9 @@ def test_an_unknown_backbone_is_a_clear_error(make):
         make(backbone="resnet5", backbone_options=None)
 
 
-@pytest.mark.parametrize("backbone", ["mobilenetv3_small_050", "vit_tiny_patch16_224"])
+@pytest.mark.parametrize(
+    "backbone", ["mobilenetv3_small_050", "vit_tiny_patch16_224", "strided_encoder"]
+)
 def test_other_backbones(make, backbone):
     method = make(backbone=backbone, backbone_options=None).eval()
     with torch.no_grad():

@@ -388,6 +388,29 @@ def test_a_sliding_jaw_follows_the_pose(make):
     assert torch.equal(points[..., 17:, :], fixed[..., 17:, :])
 
 
+@pytest.mark.parametrize("jaw", ["fixed", "sliding"])
+def test_landmarks_without_the_other_vertices(make, jaw):
+    """The same points with the same gradients."""
+    method = make(jaw=jaw)
+    x = some_unknowns(method, 2, 3)
+    camera = method.camera(x.angles, x.translation, SIZE)
+    weight = torch.rand(2, 3, 68, 3)
+
+    def of_the_mesh():
+        neutral, _ = method.neutral(x.identity[:, 0])
+        return method.landmarks(method.shape(neutral, x.expression), camera)
+
+    def alone():
+        displacements = method.displacements(x.identity[:, 0])
+        return method.landmark_shape(displacements, x.expression, camera)
+
+    gradients = []
+    for points in (of_the_mesh(), alone()):
+        (gradient,) = torch.autograd.grad((points * weight).sum(), method.shape_basis)
+        gradients.append((points.detach(), gradient))
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-4)
+
+
 def test_the_reconstruction_looks_like_what_was_trained_on(make):
     """Lit per vertex in the loss; as an albedo map lit per pixel in what is given back."""
     method = make(uv_size=128)
