@@ -121,8 +121,6 @@ class FML(FaceMethod):
             masks show the face.
         image_size: height and width of the input images, pixels.
         width: factor of the networks' channels.
-        identity_width: another one for the shared identity network and the features that it alone
-            sees; None = the same.
         stride: of the first convolution; smaller for small images.
         normalized: put normalizations before ReLUs, ours: a network without any learns only at a
             small rate; at a large one the units of the shared identity network die. The frames'
@@ -176,7 +174,6 @@ class FML(FaceMethod):
         occlusion: Literal["ignored", "masked"] = "ignored",
         image_size: int = 240,
         width: float = 1.0,
-        identity_width: float | None = None,
         stride: int = 4,
         normalized: bool = False,
         pose_width: int | None = None,
@@ -235,7 +232,7 @@ class FML(FaceMethod):
             self.pose = PoseNet(image_size, pose_width, self.pivot.clone(), focal, distance_mm)
             self.pose.to(memory_format=torch.channels_last)
         sizes = sum(self.dims.values()), sum(self.outputs.values())
-        self.network = FMLNetwork(image_size, *sizes, width, identity_width, stride, normalized)
+        self.network = FMLNetwork(image_size, *sizes, width, stride, normalized)
         self.network.to(memory_format=torch.channels_last)  # faster convolutions
 
     def _first_shapes(self, count: int) -> Float[Tensor, "m {count}"]:

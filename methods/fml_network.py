@@ -34,7 +34,6 @@ class FMLNetwork(nn.Module):
         identity: how many numbers a clip's identity has.
         outputs: how many each frame has besides.
         width: factor of the tables' channels.
-        identity_width: another one for the medium features and Table 2; None = the same.
         stride: of the first convolution, 4 in the paper; smaller for small images.
         normalized: put normalizations before ReLUs, ours: over all frames of the batch where
             convolutions see frames, clip by clip in the shared identity network.
@@ -49,16 +48,13 @@ class FMLNetwork(nn.Module):
         identity: int,
         outputs: int,
         width: float = 1.0,
-        identity_width: float | None = None,
         stride: int = 4,
         normalized: bool = False,
     ) -> None:
         super().__init__()
-        if identity_width is None:
-            identity_width = width
-        self.features = Features(width, stride, identity_width)
+        self.features = Features(width, stride)
         low, medium = self._sides(image_size, stride)
-        self.identity = IdentityNet(medium, identity, identity_width)
+        self.identity = IdentityNet(medium, identity, width)
         self.parameters_of_frames = ParameterNet(low, identity, outputs, width)
         if normalized:
             self.apply(_normalize)
@@ -105,13 +101,11 @@ class Features(nn.Module):
     Args:
         width: factor of the tables' channels.
         stride: of the first convolution, 4 in the paper; smaller for small images.
-        medium_width: that factor for the medium features.
     """
 
-    def __init__(self, width: float, stride: int, medium_width: float) -> None:
+    def __init__(self, width: float, stride: int) -> None:
         super().__init__()
         c96, c256, c384 = (scaled(c, width) for c in (96, 256, 384))
-        medium = scaled(256, medium_width)
         self.low = nn.Sequential(
             _conv(3, c96, 11, stride),
             nn.MaxPool2d(3, 2),
@@ -119,7 +113,7 @@ class Features(nn.Module):
             nn.MaxPool2d(3, 2),
             _conv(c256, c384, 3),
         )
-        self.medium = nn.Sequential(_conv(c384, medium, 3, 2), _conv(medium, medium, 3, 2))
+        self.medium = nn.Sequential(_conv(c384, c256, 3, 2), _conv(c256, c256, 3, 2))
 
     def forward(self, images: Float[Tensor, "n 3 h w"]) -> tuple[Tensor, Tensor]:
         """(n, 384, 14, 14) and (n, 256, 4, 4) of images of 240 pixels."""
