@@ -393,6 +393,7 @@ def test_the_first_batch_is_measured(tmp_path):
     found = large_index.run(tmp_path / "set", frames=4000, clips=500, shards=3)
     assert 0 < found.core_s < 60
     assert 0.2 < found.modules_gb <= found.opened_gb <= found.peak_gb < 2
+    assert 0.1 < found.private_gb < found.peak_gb
 
 
 def test_clips_of_a_table_are_made_when_asked_for(root):

@@ -129,7 +129,8 @@ def large_index(given: argparse.Namespace) -> int:
     print(
         f"{given.frames} frames in {given.clips} clips: first batch after {found.wall_s:.2f} s, "
         f"{found.core_s:.2f} s of a core; memory: modules {found.modules_gb:.3f} GB, with index "
-        f"{found.opened_gb:.3f}, with the batch {found.peak_gb:.3f}"
+        f"{found.opened_gb:.3f}, with the batch {found.peak_gb:.3f}, of which "
+        f"{found.private_gb:.3f} are no pages of files"
     )
     return 0
 

@@ -32,6 +32,8 @@ class FirstBatch:
         modules_gb: memory before: torch, Lightning and our own modules, 10^9 bytes.
         opened_gb: the most memory until the index is open, with them.
         peak_gb: the most memory until the batch is there.
+        private_gb: of what is there then, all but the pages of files, of libraries mostly, which
+            processes share and the system can read again.
     """
 
     wall_s: float
@@ -39,6 +41,7 @@ class FirstBatch:
     modules_gb: float
     opened_gb: float
     peak_gb: float
+    private_gb: float
 
 
 def simulate(root: Path, frames: int, clips: int, shards: int) -> None:
@@ -80,14 +83,14 @@ def simulate(root: Path, frames: int, clips: int, shards: int) -> None:
 def first_batch(root: Path) -> FirstBatch:
     """Open shards in this process, which should have done nothing else yet, and read a batch."""
     shards = import_module("datamodules.shards").Shards
-    before, wall, core = _peak_gb(), time.perf_counter(), time.process_time()
+    before, wall, core = _memory_gb("VmHWM"), time.perf_counter(), time.process_time()
     module = shards(root, workers=0)
     module.setup("fit")
     loader = module.train_dataloader()
-    opened = _peak_gb()
+    opened = _memory_gb("VmHWM")
     next(iter(loader))
     spent = time.perf_counter() - wall, time.process_time() - core
-    return FirstBatch(*spent, before, opened, _peak_gb())
+    return FirstBatch(*spent, before, opened, _memory_gb("VmHWM"), _memory_gb("RssAnon"))
 
 
 def run(root: Path, frames: int, clips: int, shards: int) -> FirstBatch:
@@ -107,10 +110,10 @@ def _frame(files: object) -> object:
     return files.StoredFrame("000000", jpeg, landmarks)  # type: ignore[attr-defined]
 
 
-def _peak_gb() -> float:
-    """Of this process's memory so far."""
+def _memory_gb(kind: str) -> float:
+    """Of this process: the most so far, "VmHWM", or now without files, "RssAnon"."""
     lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) * 1024 / 1e9
+    return next(int(line.split()[1]) for line in lines if line.startswith(kind)) * 1024 / 1e9
 
 
 if __name__ == "__main__":
