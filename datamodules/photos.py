@@ -1,6 +1,7 @@
 """Ordinary photos, or the frames of a video, for prediction."""
 
 import logging
+import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -385,6 +386,9 @@ def _photos_in(folder: Path) -> list[tuple[Path, str]]:
     if not files:
         names = sorted({ascii(f.suffix or f.name)[1:-1] for f in folder.iterdir()})[:8]
         raise DataError(f"no photo in '{folder}': found {names}, wanted {sorted(IMAGES)}")
+    for beside in (folder / name for name in BESIDE):
+        if beside in folder.iterdir() and (why := closed(beside)):
+            log.warning("'%s' left out: %s", beside, why)
     return list(zip(files, _unique_names(files), strict=True))
 
 
@@ -420,4 +424,5 @@ def _beside(file: Path) -> Path | None:
     else:
         folders = (file.parent, *(file.parent / name for name in BESIDE))
         names = [folder / (file.stem + end) for folder in folders for end in (".txt", ".npy")]
-    return next((name for name in names if name.is_file()), None)
+    # os.path, for which nothing is in a closed folder; Path.is_file raises there
+    return next((name for name in names if os.path.isfile(name)), None)  # noqa: PTH113

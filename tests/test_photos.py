@@ -14,7 +14,7 @@ from pytorch_lightning import LightningModule, Trainer
 from core.crop import transform_points
 from core.detect import Detection, FaceDetector
 from core.errors import AssetNotFoundError, DataError
-from datamodules.photos import Photos
+from datamodules.photos import Photos, _beside
 
 SAMPLES = Path(os.environ.get("MONOFACE_SAMPLES", Path(__file__).parents[2] / "shared/samples"))
 needs_samples = pytest.mark.skipif(
@@ -162,6 +162,31 @@ def test_folders_and_names_that_cannot_be_used(tmp_path, caplog, monkeypatch):
         batches(path=tmp_path / "bob/good.jpg")
     with pytest.raises(DataError, match=r"good.txt' cannot be opened: Permission denied"):
         batches(path=tmp_path / "ann/good.jpg", landmarks=tmp_path / "bob/good.txt")
+
+
+def test_landmarks_in_a_closed_folder_are_missed_by_name(tmp_path, caplog, monkeypatch):
+    """And those beside the photos are still read."""
+    photo(tmp_path / "good.jpg")
+    np.savetxt(tmp_path / "good.txt", FIVE)
+    (tmp_path / "detections").mkdir()
+    scandir, stat = os.scandir, os.stat
+
+    def opened(path):
+        if Path(path).name == "detections":
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    def reached(path, **options):
+        if "detections" in Path(path).parent.parts:
+            raise PermissionError(13, "Permission denied", str(path))
+        return stat(path, **options)
+
+    monkeypatch.setattr(os, "scandir", opened)  # root may open anything
+    monkeypatch.setattr(os, "stat", reached)
+    assert batches(path=tmp_path)[0]["sample_ids"] == ["good"]
+    assert "detections' left out: cannot be opened: Permission denied" in caplog.text
+    (tmp_path / "good.txt").unlink()
+    assert _beside(tmp_path / "good.jpg") is None  # a detector has to find it
 
 
 def test_nothing_usable_is_an_error(tmp_path):
