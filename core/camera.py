@@ -198,7 +198,9 @@ class PerspectiveCamera(Camera):
         return clip[..., :3], clip[..., 3] - behind
 
     def weak_perspective(self, point: Float[Tensor, "3"]) -> WeakPerspectiveCamera:
-        """The camera that sees the surroundings of a point of the model frame as this one does."""
+        """The camera that sees what lies beside a point of the model frame, across the view, as
+        this one does.
+        """
         there = point.expand(*self.focal.shape, 1, 3)
         seen, depth = self.project(there)
         camera = WeakPerspectiveCamera(

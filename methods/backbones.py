@@ -5,6 +5,7 @@ from typing import Any
 from timm.models import register_model
 from torch import nn
 
+from core.errors import MonofaceError
 from methods.encoder import FACTORS, strided
 
 
@@ -47,8 +48,10 @@ def strided_encoder(
         **options: of ``Strided``.
 
     Raises:
-        RuntimeError: weights or a classifier are asked for.
+        MonofaceError: weights or a classifier are asked for.
     """
     if pretrained or num_classes:
-        raise RuntimeError("strided_encoder has no pretrained weights and no classifier")
+        raise MonofaceError(
+            "strided_encoder has no pretrained weights and no classifier; model.pretrained: false"
+        )
     return Strided(**options)

@@ -29,7 +29,6 @@ from torch.nn import functional as F
 from core.camera import WeakPerspectiveCamera, frontal
 from core.contracts import FaceBatch, Reconstruction
 from core.crop import canonical_crop
-from core.errors import MonofaceError
 from core.face_models import load_face_model
 from core.face_models.contour import sliding_jaw
 from core.lighting import AMBIENT
@@ -42,7 +41,7 @@ from core.rotation import rotation_from_vector
 from core.uv import unwrap, uv_grid, wrap
 from methods.base import FaceMethod
 from methods.cli import main
-from methods.encoder import SMALLEST, Encoder
+from methods.encoder import Encoder, check_size
 from methods.optimizers import Part, optimizer_of_parts
 from methods.pose import landmark_pivot
 
@@ -173,7 +172,7 @@ class CEST(FaceMethod):
         backend: of the rasterizer.
 
     Raises:
-        MonofaceError: images or maps are smaller than ``SMALLEST``.
+        MonofaceError: images or maps are smaller than ``methods.encoder.SMALLEST``.
     """
 
     triangles: Int[Tensor, "t 3"]
@@ -205,11 +204,7 @@ class CEST(FaceMethod):
         backend: Backend = "auto",
     ) -> None:
         super().__init__()
-        if min(image_size, uv_size) < SMALLEST:
-            raise MonofaceError(
-                f"CEST: image_size {image_size} and uv_size {uv_size} must be at least {SMALLEST} "
-                "pixels, or nothing is left for the last layers to look at"
-            )
+        check_size("CEST (image_size and uv_size)", image_size, uv_size)
         self.weights = weights
         self.face_model = load_face_model(face_model, identity_dims, expression_dims, albedo_dims=0)
         self.dims = [len(self.face_model.identity_basis), len(self.face_model.expression_basis)]

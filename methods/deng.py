@@ -12,7 +12,8 @@
 
 Differs from the paper: each unknown is its network's output times a constant (``SCALES``); focal
 length and landmark distances are given for images of 224 pixels and scaled to others; the zero
-pose shows the middle of the mean face's landmarks in the middle of the image.
+pose shows the middle of the mean face's landmarks in the middle of the image. The papers' images
+are aligned by a detector; ``pose_width`` aligns them here.
 
 Differs from the authors' public code (PyTorch; its settings are configs/paper/deng_public.yaml):
 photometric errors are averaged per image (code: over the batch) and without a constant in the root;

@@ -219,7 +219,7 @@ def r_net_state(path: Path, network: nn.Module) -> dict[str, Tensor]:
         raise MonofaceError(
             f"R-Net in '{path}' is another network than the configured one: {len(wrong)} "
             f"parameters differ, the first is {wrong[0]}; face_model, its dims, backbone, "
-            "backbone_options and light_channels must be those of its training"
+            "backbone_options, pooled, pose_width and light_channels must be those of its training"
         )
     return found
 

@@ -2,6 +2,8 @@
 
 from torch import Tensor, nn
 
+from core.errors import MonofaceError
+
 FACTORS = (1, 2, 4, 8, 8, 8)  # ours, the paper's are not legible: channels / those of the first
 
 # The last strided layer then still sees 2 x 2 pixels. Of a single pixel torch 2.15's bfloat16
@@ -32,6 +34,22 @@ class Encoder(nn.Sequential):
     def kernels(self) -> list[Tensor]:
         """Of the strided convolutions, but for the first, which sees colours, not features."""
         return [layer.weight for layer in self if isinstance(layer, nn.Conv2d)][1:-1]
+
+
+def check_size(what: str, *sizes: int) -> None:
+    """Refuse images of which nothing would be left for the last layers to look at.
+
+    Args:
+        what: wants them.
+        sizes: heights and widths, pixels.
+
+    Raises:
+        MonofaceError: one is less than ``SMALLEST``.
+    """
+    if min(sizes) < SMALLEST:
+        raise MonofaceError(
+            f"{what} needs images of at least {SMALLEST} pixels, got {min(sizes)}; use larger ones"
+        )
 
 
 def strided(channels: int, width: int) -> list[nn.Module]:

@@ -1,6 +1,6 @@
 """FML: Face Model Learning from Videos (Tewari et al., CVPR 2019).
 
-    Eq. 1-2   identity on a deformation graph    core.deformation_graph, FML.neutral
+    Eq. 1-2   identity on a deformation graph    core.deformation_graph, FML.displacements
     Eq. 3     with the fixed blendshapes         FML.shape
     Eq. 4-5   orthogonal complement layer        core.deformation_graph.orthogonal_complement
     Eq. 6     learned reflectance                FML.reflectance
@@ -127,7 +127,8 @@ class FML(FaceMethod):
             convolutions are normalized over all frames of the batch, so that while it trains a
             clip's features depend on the other clips; the shared identity network clip by clip.
         pose_width: channels after the first layer of a network for each frame's pose, ours; the
-            others then see the face straightened by that pose (``methods.pose.PoseNet``). None =
+            others then see the face straightened by that pose (``methods.pose.PoseNet``), and only
+            images of ``image_size`` fit; its batch norms are over all frames of the batch. None =
             Table 3 gives the pose, too, as in the paper.
         uv_size: height and width of the albedo maps given back, texels.
         light_channels: 1 = white light, 9 coefficients; 3 = coloured light, 27 (the paper).
@@ -153,6 +154,7 @@ class FML(FaceMethod):
     Raises:
         DataError: the region cannot be decimated to so many nodes, or these do not do for so many
             dims.
+        MonofaceError: images or ``pose_width`` are too small.
     """
 
     triangles: Int[Tensor, "t 3"]

@@ -14,7 +14,7 @@ from core.errors import MonofaceError
 from core.face_models import FaceModel
 from core.precision import without_autocast
 from core.rotation import rotation_from_euler
-from methods.encoder import SMALLEST, Encoder
+from methods.encoder import Encoder, check_size
 
 PIXELS = 224  # side of the papers' images, for which focal length and landmark weight are given
 
@@ -39,7 +39,8 @@ class PoseNet(nn.Module):
         distance_mm: from the camera to the pivot at the zero pose.
 
     Raises:
-        MonofaceError: the images are smaller than ``methods.encoder.SMALLEST``.
+        MonofaceError: the width is less than 1, or the images are smaller than
+            ``methods.encoder.SMALLEST``.
     """
 
     pivot: Float[Tensor, "3"]
@@ -53,11 +54,10 @@ class PoseNet(nn.Module):
         distance_mm: float,
     ) -> None:
         super().__init__()
-        if image_size < SMALLEST:
-            raise MonofaceError(
-                f"pose_width: a network for the pose needs images of at least {SMALLEST} pixels, "
-                f"got {image_size}; use larger ones, or leave pose_width out"
-            )
+        if width < 1:
+            raise MonofaceError(f"pose_width is {width}; wanted at least 1, or null for none")
+        check_size("pose_width: a network for the pose", image_size)
+        self.image_size = image_size
         self.focal, self.distance_mm = focal, distance_mm
         self.encoder = Encoder(3, image_size, 6, width)
         self.register_buffer("pivot", pivot, persistent=False)
@@ -68,7 +68,15 @@ class PoseNet(nn.Module):
         """Angles and translation before ``POSE_SCALES``, in float32, and the straightened images.
 
         The crop has no gradient: it should not learn to show what is easy to learn from.
+
+        Raises:
+            MonofaceError: the images are not of ``image_size``.
         """
+        if images.shape[-2:] != (self.image_size, self.image_size):
+            raise MonofaceError(
+                f"the pose network takes images of {self.image_size} x {self.image_size} pixels, "
+                f"got {images.shape[-2]} x {images.shape[-1]}; give data.image_size the model's"
+            )
         numbers = self.encoder(images).float()
         return numbers, self.straightened(images, numbers.detach())
 

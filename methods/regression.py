@@ -2,7 +2,8 @@
 and the losses in that image (Deng et al. 2019, MGCNet).
 
 The face model's coefficients, the pose of a pinhole camera and the light are the outputs of one
-network's linear heads, each times a constant (``SCALES``); landmark distances are given for images
+network's linear heads, or the pose those of another network (``methods.pose.PoseNet``), each times
+a constant (``SCALES``); landmark distances are given for images
 of 224 pixels, as focal length and pose are (``methods.pose``). Numbers of equations and sections
 are those of Deng.
 """
@@ -30,6 +31,7 @@ from core.resection import LandmarkPose, posed_landmark_l2
 from core.skin import skin_probability
 from core.uv import bake, uv_grid
 from methods.base import FaceMethod
+from methods.encoder import check_size
 from methods.optimizers import Part, optimizer_of_parts
 from methods.pose import PIXELS, POSE_SCALES, PoseNet, landmark_pivot, posed_camera
 
@@ -108,7 +110,7 @@ class Regressor(nn.Module):
 
     Args:
         backbone: name of the network in timm.
-        outputs: how many numbers each head gives; they start at zero.
+        outputs: how many numbers of each kind; they start at zero.
         image_size: height and width of the images, pixels.
         pretrained: start from timm's weights of it.
         pooled: the heads see the mean of the features over the image; otherwise all of them.
@@ -116,7 +118,7 @@ class Regressor(nn.Module):
         pose: the network of its own.
 
     Raises:
-        MonofaceError: timm has no such network.
+        MonofaceError: timm has no such network, or it takes other options or larger images.
         AssetNotFoundError: its weights could not be had.
     """
 
@@ -145,8 +147,15 @@ class Regressor(nn.Module):
             options = {"img_size": image_size, **options}
         if not pooled:
             options = {"global_pool": "", **options}
+        if backbone == "strided_encoder":
+            check_size(backbone, image_size)
         try:
             made: Any = timm.create_model(backbone, pretrained, num_classes=0, **options)
+        except TypeError as error:
+            raise MonofaceError(
+                f"backbone '{backbone}' does not take the options {options}: {error}; give its own "
+                "as model.backbone_options, or null for none"
+            ) from error
         except (OSError, RuntimeError) as error:
             if not pretrained:
                 raise
@@ -183,7 +192,7 @@ class Regressor(nn.Module):
         return {name: numbers[name] for name in names}
 
     def kernels(self) -> list[Tensor]:
-        """Of the backbone's dense convolutions, but for the first, which sees colours."""
+        """Of the dense convolutions, but for the first of a network, which sees colours."""
         layers = [m.weight for m in self.backbone.modules() if isinstance(m, nn.Conv2d)]
         kernels = [weight for weight in layers if weight.shape[1] > 3]
         return kernels if self.pose is None else kernels + self.pose.kernels()
@@ -221,8 +230,9 @@ class Regression(FaceMethod):
             are, but only images of ``image_size`` fit.
         backbone_options: further arguments of ``timm.create_model``.
         pose_width: channels after the first layer of a network for the pose, ours; the backbone
-            then sees the face straightened by that pose (``methods.pose.PoseNet``). None = the
-            backbone gives the pose, too, as in the papers, whose images are aligned.
+            then sees the face straightened by that pose (``methods.pose.PoseNet``), and only images
+            of ``image_size`` fit. None = the backbone gives the pose, too, as in the papers, whose
+            images are aligned.
         image_size: height and width of the input images, pixels.
         uv_size: height and width of the albedo maps given back, texels.
         light_channels: 1 = white light, 9 coefficients (Deng); 3 = coloured light, 27.
@@ -239,8 +249,8 @@ class Regression(FaceMethod):
             code);
             "shared" = of both only what is drawn and not covered by anything, ours.
         lr: learning rate of Adam.
-        kernel_lr: learning rate of Muon (Jordan et al. 2024), ours, for the backbone's
-            convolutions; None = Adam for all, as in the papers.
+        kernel_lr: learning rate of Muon (Jordan et al. 2024), ours, for the convolutions; None =
+            Adam for all, as in the papers.
         landmark_pose: under which pose the landmarks judge the shape: the "estimated" one, as in
             the papers; or, ours, the "best" for that shape, so that the pose's errors are no noise
             in the shape's gradient. The pose is then judged with the shape held fixed, and in
@@ -253,7 +263,8 @@ class Regression(FaceMethod):
         backend: of the rasterizer.
 
     Raises:
-        MonofaceError: there is no such backbone.
+        MonofaceError: there is no such backbone, or it or the pose network takes other options or
+            larger images.
         AssetNotFoundError: a file is missing.
     """
 

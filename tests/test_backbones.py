@@ -5,7 +5,7 @@ import timm
 import torch
 
 import methods.backbones  # noqa: F401  # registers them
-from core.errors import AssetNotFoundError, MonofaceError
+from core.errors import MonofaceError
 from methods.deng_cnet import _first_stage
 from methods.encoder import Encoder
 from methods.regression import Regressor
@@ -50,9 +50,13 @@ def test_a_regressor_of_it(pooled):
 
 
 def test_what_it_cannot_do_is_said():
-    with pytest.raises(RuntimeError, match="no classifier"):
+    with pytest.raises(MonofaceError, match="no classifier"):
         timm.create_model("strided_encoder", num_classes=10)
-    with pytest.raises(AssetNotFoundError, match="pretrained weights of 'strided_encoder'"):
+    with pytest.raises(MonofaceError, match=r"no pretrained weights.*model\.pretrained: false"):
         Regressor("strided_encoder", {"identity": 5}, 70, True, True, {})
+    with pytest.raises(MonofaceError, match="at least 33 pixels, got 32"):
+        Regressor("strided_encoder", {"identity": 5}, 32, False, True, {})
+    with pytest.raises(MonofaceError, match=r"'resnet18' does not take .*'width': 4"):
+        Regressor("resnet18", {"identity": 5}, 70, False, True, {"width": 4})
     with pytest.raises(MonofaceError, match="similar names: strided_encoder"):
         Regressor("strided_net", {"identity": 5}, 70, False, True, {})

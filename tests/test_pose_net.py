@@ -5,12 +5,16 @@ import math
 import pytest
 import torch
 
+from core.contracts import FaceBatch
 from core.crop import canonical_to_image
 from core.errors import MonofaceError
+from core.losses import total
 from core.render import draw
 from methods.deng import Deng, Weights
 from methods.deng_cnet import DengCNet
 from methods.fml import FML
+from methods.mgcnet import MGCNet
+from methods.mgcnet import Weights as MGCNetWeights
 from methods.pose import POSE_SCALES, PoseNet, landmark_pivot, posed_camera
 from methods.regression import APPEARANCE, GEOMETRY
 from tests.fakes.face_model import write
@@ -133,6 +137,34 @@ def test_the_rest_sees_the_straightened_face_and_teaches_the_pose_nothing(make_d
     assert net.encoder[-2].weight.grad.any()
 
 
+@pytest.mark.parametrize("landmark_pose", ["estimated", "best"])
+@pytest.mark.parametrize("kind", [Deng, MGCNet])
+def test_the_pose_learns_from_landmarks_alone(make_deng, kind, landmark_pose):
+    weights = {Deng: Weights, MGCNet: MGCNetWeights}[kind](perceptual=0.0)
+    options = {"landmark_steps": 1, "landmark_pose": landmark_pose, "weights": weights}
+    method = make_deng(kind, **options).train()
+    batch = FaceBatch(
+        images=CLIP,
+        landmarks=SIZE * torch.rand(2, 3, 68, 2),
+        landmark_confidence=torch.ones(2, 3, 68),
+        masks=torch.ones(2, 3, 1, SIZE, SIZE),
+        sample_ids=list("abcdef"),
+    )
+    total(method.terms(batch), method.weights).backward()
+    assert method.network.pose.encoder[-2].weight.grad.any()
+    assert method.network.heads["identity"].weight.grad.any()
+
+
+def test_geometry_stays_in_float32_under_autocast(make_deng):
+    method = make_deng().eval()
+    woken(method.network.pose)
+    with torch.autocast("cpu", torch.bfloat16):
+        numbers, straight = method.network.pose(CLIP.flatten(0, 1))
+    assert numbers.dtype == straight.dtype == torch.float32
+    exact = method.network.pose.straightened(CLIP.flatten(0, 1), numbers)
+    torch.testing.assert_close(straight, exact)
+
+
 def test_heads_for_all_but_the_pose(make_deng):
     method = make_deng()
     assert {*method.network.heads} == {*GEOMETRY, *APPEARANCE} - {*POSE_SCALES}
@@ -177,3 +209,10 @@ def test_all_of_it_learns_once(make_fml):
 def test_images_that_are_too_small_are_refused(face_model):
     with pytest.raises(MonofaceError, match="at least 33 pixels, got 32"):
         PoseNet(32, 4, landmark_pivot(face_model), FOCAL, DISTANCE)
+    with pytest.raises(MonofaceError, match="takes images of 64 x 64 pixels, got 64 x 72"):
+        pose_net(face_model)(torch.zeros(1, 3, 64, 72))
+
+
+def test_a_network_without_channels_is_refused(face_model):
+    with pytest.raises(MonofaceError, match="pose_width is 0; wanted at least 1"):
+        PoseNet(64, 0, landmark_pivot(face_model), FOCAL, DISTANCE)

@@ -102,9 +102,9 @@ def _opened(
                 raise DataError("no video in it")
             container.streams.video[0].thread_type = "NONE"  # the processes share the cores
             shared = VideoReformatter()  # a new one for each frame would take half of the time
-            # one thread: for so little work, waiting for others takes as long as all the rest
 
             def to_rgb(frame: av.VideoFrame) -> Pixels:
+                # one thread: for so little work, waiting for others takes as long as all the rest
                 return shared.reformat(frame, format="rgb24", threads=1).to_ndarray()
 
             yield container, to_rgb
