@@ -17,6 +17,9 @@ YAW_BINS = (30.0, 60.0)
 """|yaw| <= 30, (30, 60] and > 60 degrees: the bins of AFLW2000-3D (Zhu et al. 2016)."""
 
 
+DARK = 0.02  # of reflectance and shading, whose logarithms are taken: less is this much
+
+
 def nme_percent(
     predicted: Float[Tensor, "*b n 2"], target: Float[Tensor, "*b n 2"]
 ) -> Float[Tensor, "*b"]:
@@ -147,6 +150,37 @@ def coverage_percent(
 ) -> Float[Tensor, "*b"]:
     """How much of the target mask lies in the predicted one; NaN for an empty target."""
     return 100 * (predicted * target).sum((-3, -2, -1)) / target.sum((-3, -2, -1))
+
+
+def shading_percent(
+    predicted: Float[Tensor, "*b 3 h w"],
+    target: Float[Tensor, "*b 3 h w"],
+    shading: Float[Tensor, "*b 1 h w"],
+    mask: Float[Tensor, "*b 1 h w"],
+) -> Float[Tensor, "*b"]:
+    """How much of the shading is in a reflectance: the correlation of log(predicted / target) with
+    log(shading) over the mask's texels, in %.
+
+    As an image is reflectance times shading, 100 is a reflectance that has taken a power of the
+    shading over, 0 one whose errors have nothing to do with it, however large they are. It feels no
+    gain.
+
+    Args:
+        predicted: RGB, as a UV map; its mean over the channels counts, at least ``DARK``.
+        target: the same.
+        shading: irradiance, also at least ``DARK``.
+        mask: weights of the texels; an empty one gives NaN. Where nothing varies the result is 0.
+    """
+
+    def varied(values: Tensor) -> Tensor:
+        logs = values.mean(-3, keepdim=True).clamp(min=DARK).log()
+        mean = (logs * mask).sum((-2, -1), keepdim=True) / mask.sum((-2, -1), keepdim=True)
+        return (logs - mean) * mask.sqrt()
+
+    error, light = varied(predicted) - varied(target), varied(shading)
+    pairs = (error, light), (error, error), (light, light)
+    together, of_error, of_light = ((one * other).sum((-3, -2, -1)) for one, other in pairs)
+    return 100 * together / (of_error * of_light).sqrt().clamp(min=1e-12)
 
 
 def albedo_255(

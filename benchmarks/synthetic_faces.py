@@ -38,7 +38,8 @@ from core.crop import MARGIN, face_crop, warp
 from core.errors import AssetNotFoundError, DataError
 from core.face_models import FaceModel
 from core.image_files import read_image
-from core.lighting import AMBIENT
+from core.lighting import AMBIENT, shade_points
+from core.normals import vertex_normals
 from core.render import draw, render_reconstruction
 from core.rotation import euler_from_rotation
 from core.truth import Truth, load_truth
@@ -70,6 +71,7 @@ MEANING = {
     "neutral_rigid_mm": "without expression, rigidly aligned",
     "albedo_255": "reflectance up to a gain per channel",
     "albedo_raw_255": "reflectance as it is",
+    "shading_percent": "correlation of the reflectance's error with the shading",
     "photometric_255": "colour, mean over channels",
     "photometric_rgb_255": "colour, Euclidean in RGB",
     "coverage_percent": "of the seen face that is drawn (higher is better)",
@@ -92,7 +94,8 @@ class SyntheticFaces(Benchmark):
       after a least-squares alignment of these vertices: a similarity, or rigid.
     * Reflectance: mean absolute difference over the texels of a 96 x 96 UV map that the true face
       shows and nothing covers; as it is, and after a gain for each channel, since light and
-      reflectance are known only up to it.
+      reflectance are known only up to it. Over the same texels the correlation of its relative
+      error with the true shading: how much light is left in it.
     * Photometric: the drawn face against the crop, in the pixels that are both drawn and visible
       face (the true mask, without occluders); coverage says how much of the latter that is. Light
       coefficients are not compared.
@@ -348,6 +351,7 @@ class _Batch:
     vertices: Float[Tensor, "b 1 n 3"]
     neutral: Float[Tensor, "b 1 n 3"]
     albedo: Float[Tensor, "b 1 3 t t"]
+    shading: Float[Tensor, "b 1 1 t t"]
     texels: Float[Tensor, "b 1 1 t t"]
 
 
@@ -371,6 +375,9 @@ def _batch(frames: list[_Frame]) -> _Batch:
     surface = draw(vertices, model.triangles, model.uv, camera, images.shape[-1])
     grid = uv_grid(model.uv, model.triangles, TEXELS)
     seen, visible = unwrap(masks, vertices, camera, surface, grid, model.triangles)
+    normals = vertex_normals(camera.position(vertices), model.triangles)
+    light = torch.stack([truth.light for truth in truths])[:, None]
+    shading = bake(shade_points(normals, light).mean(-1, keepdim=True), grid, model.triangles)
     return _Batch(
         names=[frame.name for frame in frames],
         model=model,
@@ -383,6 +390,7 @@ def _batch(frames: list[_Frame]) -> _Batch:
         vertices=vertices,
         neutral=torch.stack([truth.neutral for truth in truths])[:, None],
         albedo=_at(TEXELS, torch.stack([truth.albedo_map for truth in truths])[:, None]),
+        shading=shading,
         texels=(seen * visible > VISIBLE).float(),
     )
 
@@ -453,6 +461,10 @@ def _score_finite(
         maps = _at(TEXELS, face.albedo_map)[:, 0], batch.albedo[rows, 0], batch.texels[rows, 0]
         scores["albedo_255"] = metrics.albedo_255(*maps, gain=True)
         scores["albedo_raw_255"] = metrics.albedo_255(*maps, gain=False)
+        found, true, texels = maps
+        scores["shading_percent"] = metrics.shading_percent(
+            found, true, batch.shading[rows, 0], texels
+        )
     return scores, failed
 
 

@@ -13,8 +13,11 @@ from core.camera import PerspectiveCamera, WeakPerspectiveCamera, frontal
 from core.contracts import Reconstruction
 from core.crop import face_crop
 from core.errors import AssetNotFoundError, DataError
+from core.lighting import shade_points
+from core.normals import vertex_normals
 from core.rotation import euler_from_rotation, rotation_from_euler
 from core.truth import load_truth
+from core.uv import bake, uv_grid
 from tests.fakes import truth
 
 SIZE = 64
@@ -164,6 +167,22 @@ def test_albedo_is_compared_up_to_a_gain_and_raw(root, perfect):
     assert results["photometric_255"].value.mean == pytest.approx(
         perfect["photometric_255"].value.mean, abs=0.01
     )
+
+
+def test_light_in_the_reflectance_is_found(root):
+    """A third of the logarithm of each image's true light, taken for colour; or only grey."""
+    model = load_truth(root, NAMES[0]).model
+    grid = uv_grid(model.uv, model.triangles, truth.TEXTURE)
+
+    def shaded(face):
+        normals = vertex_normals(face.camera.position(face.vertices), model.triangles)
+        light = shade_points(normals, face.light).mean(-1, keepdim=True).clamp(min=0.02)
+        texture = bake(light.pow(1 / 3), grid, model.triangles)
+        return replace(face, albedo_map=face.albedo_map * texture)
+
+    assert run(root, shaded)["shading_percent"].value.mean > 95
+    grey = run(root, lambda face: replace(face, albedo_map=0 * face.albedo_map + 0.5))
+    assert abs(grey["shading_percent"].value.mean) < 50
 
 
 def test_reflectance_of_the_side_turned_away_is_not_compared(root):

@@ -194,6 +194,32 @@ def test_albedo_gain_is_the_least_squares_one():
     assert float(black) == pytest.approx(255 * float(y.mean()), rel=1e-4)
 
 
+def test_shading_left_in_the_reflectance():
+    """A power of it correlates fully, a gain and what lies outside the mask not at all."""
+    random = torch.Generator().manual_seed(0)
+    target = 0.2 + 0.6 * torch.rand(2, 1, 40, 50, generator=random)
+    target = target.expand(2, 3, 40, 50)  # grey, so that its mean over channels is it
+    shading = 0.3 + torch.rand(2, 1, 40, 50, generator=random)
+    mask = (torch.rand(2, 1, 40, 50, generator=random) > 0.3).float()
+
+    def found(predicted):
+        return metrics.shading_percent(predicted, target, shading, mask)
+
+    everywhere = torch.full((2,), 100.0)
+    torch.testing.assert_close(found(3 * target * shading.pow(0.2)), everywhere)
+    torch.testing.assert_close(found(target / shading), -everywhere)
+    noise = target * (1 + 0.3 * torch.rand(2, 1, 40, 50, generator=random))
+    assert found(noise).abs().max() < 8  # 1400 texels
+    torch.testing.assert_close(found(5 * noise), found(noise), atol=1e-2, rtol=0)
+    torch.testing.assert_close(found(noise * shading.pow(1 - mask)), found(noise))
+    mixed = noise * shading.pow(0.1)
+    where = mask[0, 0].bool()
+    logs = ((mixed / target)[0, 0][where].log().numpy(), shading[0, 0][where].log().numpy())
+    assert float(found(mixed)[0]) == pytest.approx(100 * np.corrcoef(*logs)[0, 1], rel=1e-3)
+    assert metrics.shading_percent(noise, target, shading, 0 * mask).isnan().all()
+    assert not found(target).any()
+
+
 def test_cumulative_shares_count_what_could_not_be_scored_as_bad():
     errors = torch.tensor([1.0, 2.0, 3.0, torch.nan])
     found = metrics.cumulative_percent(errors, torch.tensor([0.5, 1.0, 2.5, 100.0]))
