@@ -76,7 +76,9 @@ ABLATIONS = {
     "iest": Ablation("cest", "configs/ablations/cest_iest.yaml"),
     "photometric_landmark": Ablation("deng", "configs/ablations/deng_photometric_landmark.yaml"),
     "landmark_perceptual": Ablation("deng", "configs/ablations/deng_landmark_perceptual.yaml"),
-    "single_frames": Ablation("fml", "configs/ablations/fml_train1.yaml"),
+    "single_frames": Ablation(
+        "fml", "configs/ablations/fml_train1.yaml", (*ALL, "shading_percent")
+    ),
     "single_views": Ablation(
         "mgcnet",
         "configs/ablations/mgcnet_baseline.yaml",
