@@ -149,7 +149,7 @@ class FML(FaceMethod):
         landmark_steps: for so many steps all learn from the landmarks alone, twice as fast; 0 =
             from the images, too, from the start, as in the paper.
         anneal_steps: let the learning rate fall to 0 along a cosine until this step, after 50 in
-            which it rises; None = constant.
+            which it rises; that of colours begins with their own first step. None = constant.
 
     Raises:
         DataError: the region cannot be decimated to so many nodes, or these do not do for so many
@@ -233,7 +233,8 @@ class FML(FaceMethod):
         else:
             self.pose = PoseNet(image_size, pose_width, self.pivot.clone(), focal, distance_mm)
             self.pose.to(memory_format=torch.channels_last)
-        sizes = sum(self.dims.values()), sum(self.outputs.values())
+        *geometry, light = self.outputs.values()
+        sizes = (shape_dims, albedo_dims), (sum(geometry), light)
         self.network = FMLNetwork(image_size, *sizes, width, stride, normalized)
         self.network.to(memory_format=torch.channels_last)  # faster convolutions
 
@@ -283,7 +284,9 @@ class FML(FaceMethod):
             numbers, straight = self.pose(images.flatten(0, 1))
             images, numbers = (x.unflatten(0, images.shape[:2]) for x in (straight, numbers))
             pose = dict(zip(POSE_SCALES, numbers.split(3, -1), strict=True))
-        known, own = self.network(2 * images - 1, self._learns_expressions_only)
+        known, own = self.network(
+            2 * images - 1, self._learns_expressions_only, self._learns_from_landmarks_only
+        )
         of_clip = dict(zip(self.dims, known.split(list(self.dims.values()), -1), strict=True))
         parts = dict(zip(self.outputs, own.split(list(self.outputs.values()), -1), strict=True))
         parts |= pose | {
@@ -296,6 +299,10 @@ class FML(FaceMethod):
     @property
     def _learns_expressions_only(self) -> bool:
         return self.training and self.global_step < self.expression_steps
+
+    @property
+    def _learns_from_landmarks_only(self) -> bool:
+        return self.training and self.global_step < self.landmark_steps
 
     def complement(self) -> Float[Tensor, "m d"]:
         """OCL(Theta_s) of Eq. 4-5, centimetres; rows are x, y, z of node after node."""
@@ -390,7 +397,7 @@ class FML(FaceMethod):
         """The terms for any unknowns, whose identity and albedo are those of the first frame."""
         images = batch["images"]
         camera = self.camera(x.angles, x.translation, images.shape[-1])
-        if self.training and self.global_step < self.landmark_steps:
+        if self._learns_from_landmarks_only:
             displacements = self.displacements(x.identity[:, 0])
             points = self.landmark_shape(displacements, x.expression, camera)
             of_colours = dict.fromkeys(("photometric", "sparse"), points.new_zeros(()))
@@ -446,14 +453,18 @@ class FML(FaceMethod):
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Adam; with ``kernel_lr`` partly Muon. The group "reflectance" is that of Eq. 6."""
         reflectance = [self.albedo_mean, self.albedo_basis]
-        weights, kernels = [*self.network.parameters()], self.network.kernels()
+        colours = self.network.colour_heads()
+        late = set(colours)
+        weights = [p for p in self.network.parameters() if p not in late]
+        kernels = self.network.kernels()
         if self.pose is not None:
             weights += self.pose.parameters()
             kernels += self.pose.kernels()
         parts = [
             Part(weights, kernels),
             Part([self.shape_basis], lr=self.basis_lr),
-            Part(reflectance, lr=self.basis_lr, name="reflectance"),
+            Part(colours, start=self.landmark_steps),
+            Part(reflectance, start=self.landmark_steps, lr=self.basis_lr, name="reflectance"),
         ]
         return optimizer_of_parts(parts, self.lr, self.kernel_lr, self.anneal_steps)
 

@@ -31,8 +31,8 @@ class FMLNetwork(nn.Module):
 
     Args:
         image_size: height and width of the images, pixels.
-        identity: how many numbers a clip's identity has.
-        outputs: how many each frame has besides.
+        identity: how many numbers a clip's identity has, of shape and of colours.
+        outputs: how many each frame has besides, of the same two kinds.
         width: factor of the tables' channels.
         stride: of the first convolution, 4 in the paper; smaller for small images.
         normalized: put normalizations before ReLUs, ours: over all frames of the batch where
@@ -45,8 +45,8 @@ class FMLNetwork(nn.Module):
     def __init__(
         self,
         image_size: int,
-        identity: int,
-        outputs: int,
+        identity: tuple[int, int],
+        outputs: tuple[int, int],
         width: float = 1.0,
         stride: int = 4,
         normalized: bool = False,
@@ -55,7 +55,7 @@ class FMLNetwork(nn.Module):
         self.features = Features(width, stride)
         low, medium = self._sides(image_size, stride)
         self.identity = IdentityNet(medium, identity, width)
-        self.parameters_of_frames = ParameterNet(low, identity, outputs, width)
+        self.parameters_of_frames = ParameterNet(low, sum(identity), outputs, width)
         if normalized:
             self.apply(_normalize)
 
@@ -73,13 +73,17 @@ class FMLNetwork(nn.Module):
         return low, (half + 1) // 2
 
     def forward(
-        self, images: Float[Tensor, "b v 3 h w"], without_identity: bool = False
+        self,
+        images: Float[Tensor, "b v 3 h w"],
+        without_identity: bool = False,
+        without_colours: bool = False,
     ) -> tuple[Float[Tensor, "b k"], Float[Tensor, "b v p"]]:
         """A clip's identity and each frame's numbers, in float32.
 
         Args:
             images: any number of frames.
             without_identity: its numbers are zero.
+            without_colours: those of its colours are.
         """
         low, medium = (
             f.unflatten(0, images.shape[:2]) for f in self.features(images.flatten(0, 1))
@@ -87,12 +91,22 @@ class FMLNetwork(nn.Module):
         identity = self.identity(medium)
         if without_identity:
             identity = torch.zeros_like(identity)
+        elif without_colours:
+            shape, colours = identity.split(
+                [layer.out_features for layer in self.identity.last], -1
+            )
+            identity = torch.cat([shape, torch.zeros_like(colours)], -1)
         return identity, self.parameters_of_frames(low, identity)
 
     def kernels(self) -> list[Tensor]:
         """Of the convolutions of features, not of colours or of the identity's single channel."""
         layers = [m.weight for m in self.modules() if isinstance(m, nn.Conv2d)]
         return [weight for weight in layers if weight.shape[1] > 3]
+
+    def colour_heads(self) -> list[Tensor]:
+        """The parameters of the last layers that give colours."""
+        heads = self.identity.last[1], self.parameters_of_frames.last[1]
+        return [parameter for head in heads for parameter in head.parameters()]
 
 
 class Features(nn.Module):
@@ -126,11 +140,11 @@ class IdentityNet(nn.Module):
 
     Args:
         side: of the medium features, pixels.
-        outputs: how many numbers; they start at zero.
+        outputs: how many numbers of each kind; they start at zero.
         width: factor of the table's channels.
     """
 
-    def __init__(self, side: int, outputs: int, width: float) -> None:
+    def __init__(self, side: int, outputs: tuple[int, int], width: float) -> None:
         super().__init__()
         c256, c384, hidden = (scaled(c, width) for c in (256, 384, HIDDEN))
         self.body = nn.Sequential(
@@ -146,7 +160,7 @@ class IdentityNet(nn.Module):
         """In float32."""
         features = self.body(medium.mean(1))
         with without_autocast(features):
-            return self.last(features.float())
+            return _side_by_side(self.last, features.float())
 
 
 class ParameterNet(nn.Module):
@@ -156,11 +170,11 @@ class ParameterNet(nn.Module):
     Args:
         side: of the low features, pixels.
         identity: how many numbers the identity has.
-        outputs: how many numbers; they start at zero.
+        outputs: how many numbers of each kind; they start at zero.
         width: factor of the table's channels.
     """
 
-    def __init__(self, side: int, identity: int, outputs: int, width: float) -> None:
+    def __init__(self, side: int, identity: int, outputs: tuple[int, int], width: float) -> None:
         super().__init__()
         c256, c384 = (scaled(c, width) for c in (256, 384))
         hidden = scaled(HIDDEN_PARAMETERS, width)
@@ -186,7 +200,7 @@ class ParameterNet(nn.Module):
         known = self.spread(identity)[:, None].expand_as(low)
         features = self.body(torch.cat([known, low], 2).flatten(0, 1))
         with without_autocast(features):
-            return self.last(features.float()).unflatten(0, low.shape[:2])
+            return _side_by_side(self.last, features.float()).unflatten(0, low.shape[:2])
 
 
 def _normalize(module: nn.Module) -> None:
@@ -250,8 +264,13 @@ def _initialized(layer: nn.Conv2d | nn.Linear) -> nn.Conv2d | nn.Linear:
     return layer
 
 
-def _last(before: int, after: int) -> nn.Linear:
-    layer = _linear(before, after)
-    for parameter in layer.parameters():
+def _last(before: int, after: tuple[int, int]) -> nn.ModuleList:
+    """The tables' last layer, in two parts, as that of colours may begin to learn later."""
+    layers = nn.ModuleList(_linear(before, count) for count in after)
+    for parameter in layers.parameters():
         nn.init.zeros_(parameter)
-    return layer
+    return layers
+
+
+def _side_by_side(layers: nn.ModuleList, features: Float[Tensor, "b f"]) -> Float[Tensor, "b k"]:
+    return torch.cat([layer(features) for layer in layers], -1)

@@ -98,14 +98,14 @@ def clips(method: FML, x: Unknowns) -> FaceBatch:
 TABLES = {  # channels, height, width of what each row leaves
     "features": [(96, 60, 60), (96, 29, 29), (256, 29, 29), (256, 14, 14), (384, 14, 14)],
     "medium": [(256, 7, 7), (256, 4, 4)],
-    "identity": [(384, 4, 4), (256, 4, 4), (1000,), (1000,), (1000,)],
+    "identity": [(384, 4, 4), (256, 4, 4), (1000,), (1000,), (500,), (500,)],  # last: 1000
     "spread": [(196,), (384, 14, 14)],
-    "parameters": [(384, 14, 14), (384, 14, 14), (256, 14, 14), (256, 6, 6), (2048,), (97,)],
+    "parameters": [(384, 14, 14), (384, 14, 14), (256, 14, 14), (256, 6, 6), (2048,), (70,), (27,)],
 }
 
 
 def test_layers_have_the_shapes_of_tables_1_to_3():
-    network = FMLNetwork(240, 500 + 500, 6 + 64 + 27)
+    network = FMLNetwork(240, (500, 500), (6 + 64, 27))
     shapes: list[tuple[int, ...]] = []
     kinds = (torch.nn.Conv2d, torch.nn.Linear, torch.nn.MaxPool2d)
     for layer in network.modules():
@@ -121,7 +121,7 @@ def test_layers_have_the_shapes_of_tables_1_to_3():
 def test_the_paper_has_124_million_parameters():
     """Its |V| = 60k and 124 M are rounded; 58,700 vertices give both. Counted by hand for a mesh
     of that size: 3 V (500 + 1) of colours, 3 * 521 * 500 of the graph."""
-    network = FMLNetwork(240, 500 + 500, 6 + 64 + 27)
+    network = FMLNetwork(240, (500, 500), (6 + 64, 27))
     count = sum(p.numel() for p in network.parameters())
     convolutions = 3 * 121 * 96 + 25 * 96 * 256 + 9 * 256 * 384 + 9 * 384 * 256 + 9 * 256 * 256
     convolutions += 2 * 9 * 256 * 384 + 9 * (384 + 768 * 384 + 384 * 384 + 384 * 256)
@@ -439,7 +439,7 @@ def test_in_the_first_stage_identity_keeps_still(make):
     assert not x.albedo.any()
     assert x.expression.any()
     x.expression.sum().backward()
-    assert not method.network.identity.last.weight.grad  # nothing to learn from
+    assert not method.network.identity.last[0].weight.grad  # nothing to learn from
     assert method.eval().unknowns(images).identity.any()
 
 
@@ -460,9 +460,9 @@ def test_the_normalized_identity_network_takes_each_clip_by_itself():
     features that it is given are normalized over the whole batch in training, and only there.
     """
     torch.manual_seed(1)
-    whole = FMLNetwork(SIZE, 8, 5, width=0.1, stride=2, normalized=True).train()
+    whole = FMLNetwork(SIZE, (5, 3), (3, 2), width=0.1, stride=2, normalized=True).train()
     network = whole.identity
-    torch.nn.init.normal_(network.last.weight)
+    torch.nn.init.normal_(network.last[0].weight)
     images = torch.rand(2, 3, 3, SIZE, SIZE)
     alone, together = (whole(x)[0][0] for x in (images[:1], images))
     assert (alone - together).abs().max() > 1e-3
@@ -502,6 +502,29 @@ def test_one_batch_is_learned(make):
         optimizer.step()
     assert history[-1]["landmark"] < 0.2 * history[0]["landmark"]
     assert history[-1]["photometric"] < 0.5 * history[0]["photometric"]
+
+
+def test_colours_begin_to_learn_with_the_images(make):
+    """Until then they have no gradient, afterwards nearly the whole learning rate."""
+    method = make(landmark_steps=60, anneal_steps=200, basis_lr=0.1).train()
+    for parameter in method.network.parameters():  # the frames' numbers depend on the identity
+        torch.nn.init.normal_(parameter, std=0.1)
+    total(method.terms(clips(method, some_unknowns(method))), method.weights).backward()
+    colours = [*method.network.colour_heads(), method.albedo_mean, method.albedo_basis]
+    assert not any(p.grad is not None and p.grad.any() for p in colours)
+    assert method.network.identity.last[0].weight.grad.any()
+    made = method.configure_optimizers()
+    optimizer, scheduler = made["optimizer"], made["lr_scheduler"]["scheduler"]
+    own = {id(p) for p in colours}
+    late = [g for g in optimizer.param_groups if {id(p) for p in g["params"]} & own]
+    assert {id(p) for g in late for p in g["params"]} == own
+    for _ in range(60 + 50):
+        optimizer.step()
+        scheduler.step()
+    rates = {g["initial_lr"]: g["lr"] for g in late}
+    assert all(rate > 0.7 * whole for whole, rate in rates.items())
+    others = [g for g in optimizer.param_groups if g not in late]
+    assert all(g["lr"] < 0.45 * g["initial_lr"] for g in others)
 
 
 def test_the_reflectance_is_a_group_of_its_own(make):
