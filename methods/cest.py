@@ -309,7 +309,7 @@ class CEST(FaceMethod):
         """
         if self.conditional:
             inputs = canonical_crop(
-                inputs, self.about_pivot(camera), self.image_size, self.face_extent_mm
+                inputs, camera.about(self.pivot), self.image_size, self.face_extent_mm
             )
         numbers = self.f_shape(inputs.flatten(0, 1)).float().unflatten(0, inputs.shape[:2])
         numbers = SHAPE_SCALE * numbers
@@ -331,12 +331,6 @@ class CEST(FaceMethod):
         if self.sliding_jaw is None:
             return self.face_model.landmarks(vertices)
         return self.sliding_jaw(vertices, camera)
-
-    def about_pivot(self, camera: WeakPerspectiveCamera) -> WeakPerspectiveCamera:
-        """The camera whose translation is where the middle of the face is seen, not the model
-        frame's origin.
-        """
-        return camera.about(self.pivot)
 
     def swapped_reflectances(
         self, reflectance: Float[Tensor, "b v 3 h w"]
