@@ -27,6 +27,10 @@ FRAME = np.dtype(
     ]
 )
 
+NAME_BYTES = 100  # of a name in the header of a file in a tar file, which has its size in octal
+COMMON = tarfile.TarInfo("").tobuf(tarfile.GNU_FORMAT)  # digits from 124 on; from 148 its checksum,
+COMMON_SUM = sum(COMMON[:124]) + sum(COMMON[135:148]) + 8 * ord(" ") + sum(COMMON[156:])  # of all
+
 
 @dataclass(frozen=True)
 class StoredFrame:
@@ -56,7 +60,7 @@ class ShardWriter:
     """
 
     def __init__(self, file: IO[bytes], shard: int) -> None:
-        self.tar = tarfile.open(fileobj=file, mode="w", format=tarfile.GNU_FORMAT)  # noqa: SIM115
+        self.file, self.size = file, 0
         self.shard = shard
         array = io.BytesIO()
         np.save(array, np.empty((68, 3), "<f4"))
@@ -95,7 +99,8 @@ class ShardWriter:
 
     def close(self) -> dict[str, np.ndarray]:
         """End the file; returns this shard's part of the index, to be given to ``write_index``."""
-        self.tar.close()
+        end = self.size + 2 * BLOCK
+        self.file.write(bytes(end + -end % tarfile.RECORDSIZE - self.size))
         return {
             "frames": np.array(self.frames, FRAME),
             "names": np.array(self.names, "S"),
@@ -104,10 +109,11 @@ class ShardWriter:
 
     def _member(self, name: str, content: bytes) -> int:
         """Add a file; returns where its content begins."""
-        entry = tarfile.TarInfo(name)
-        entry.size = len(content)
-        self.tar.addfile(entry, io.BytesIO(content))
-        return int(self.tar.offset) - -(-len(content) // BLOCK) * BLOCK
+        header = _header(name, len(content))
+        start = self.size + len(header)
+        self.size = start + len(content) + -len(content) % BLOCK
+        self.file.write(b"".join((header, content, bytes(-len(content) % BLOCK))))
+        return start
 
 
 def write_index(folder: Path, parts: Sequence[dict[str, np.ndarray]], sizes: Sequence[int]) -> None:
@@ -137,6 +143,29 @@ def write_index(folder: Path, parts: Sequence[dict[str, np.ndarray]], sizes: Seq
     np.save(folder / "names.npy", np.concatenate([part["names"] for part in parts]))
     np.save(folder / "clips.npy", clips)
     np.save(folder / "shards.npy", np.array(sizes, np.uint64))
+
+
+def _header(name: str, size: int) -> bytes:
+    """What ``tarfile`` puts before a file of this name, in a fifth of its time, which would be a
+    twentieth of what a frame takes: of most headers only name, size and checksum differ.
+    """
+    encoded = name.encode("utf-8", "surrogateescape")
+    if len(encoded) > NAME_BYTES or size >= 8**11:
+        entry = tarfile.TarInfo(name)
+        entry.size = size
+        return entry.tobuf(tarfile.GNU_FORMAT)
+    digits = b"%011o" % size
+    checksum = b"%06o" % (COMMON_SUM + sum(encoded) + sum(digits))
+    return b"".join(
+        (
+            encoded.ljust(NAME_BYTES, b"\0"),
+            COMMON[NAME_BYTES:124],
+            digits,
+            COMMON[135:148],
+            checksum,
+            COMMON[154:],
+        )
+    )
 
 
 def _clip_table(clips: list[tuple[bytes, bytes, int, int]]) -> np.ndarray:

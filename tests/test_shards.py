@@ -7,6 +7,7 @@ import pickle
 import tarfile
 import time
 import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -117,6 +118,25 @@ def test_the_tar_files_are_plain(root):
         odd = int(key[-6:]) % 2
         assert list(found) == ["jpg", "landmarks.npy"] + ["mask.png"] * odd
         assert np.load(io.BytesIO(found["landmarks.npy"])).shape == (68, 3)
+
+
+@pytest.mark.parametrize("clip", ["a/b/1", "ü/é/1", "n" * 89, "n" * 90, "n" * 200 + "/1"])
+def test_a_shard_is_what_tarfile_writes(tmp_path, clip):
+    """Of names of up to 100 bytes and of longer ones, and of files of any size."""
+    rng = np.random.default_rng(0)
+    frames = [stored(rng, 0), stored(rng, 1)]
+    frames += [replace(frames[0], name=f"{k:06}", image=bytes(512 * k + 9)) for k in (2, 600)]
+    path, again = tmp_path / "0.tar", tmp_path / "1.tar"
+    with path.open("wb") as file:
+        writer = ShardWriter(file, 0)
+        writer.add(clip, "a", frames)
+        writer.close()
+    with tarfile.open(path) as given, tarfile.open(again, "w", format=tarfile.GNU_FORMAT) as plain:
+        for member in given:
+            entry = tarfile.TarInfo(member.name)
+            entry.size = member.size
+            plain.addfile(entry, given.extractfile(member))
+    assert path.read_bytes() == again.read_bytes()
 
 
 def test_the_same_clips_give_the_same_bytes(tmp_path):
