@@ -139,6 +139,10 @@ class FML(FaceMethod):
         basis_lr: that of the learned face model; None = ``lr``.
         kernel_lr: learning rate of Muon (Jordan et al. 2024), ours, for the convolutions; None =
             Adam for all.
+        head_lr: that of Muon, ours, for the layer that gives the identity of shape: people learn to
+            differ in many directions at once instead of one after the other; None = Adam.
+        detach_identity: estimate a frame's own unknowns from an identity held fixed, ours, so that
+            it learns from the shape alone.
         expression_steps: for so many steps identity and reflectance stay at their means, and pose,
             expression and light learn alone ("we pre-train the expression model").
         landmark_pose: under which pose the landmarks judge the shape: the "estimated" one, as in
@@ -187,6 +191,8 @@ class FML(FaceMethod):
         lr: float = 1e-4,
         basis_lr: float | None = None,
         kernel_lr: float | None = None,
+        head_lr: float | None = None,
+        detach_identity: bool = False,
         expression_steps: int = 0,
         landmark_pose: LandmarkPose = "estimated",
         landmark_steps: int = 0,
@@ -197,7 +203,7 @@ class FML(FaceMethod):
         self.face_model = load_face_model(face_model, 0, expression_dims, 0)
         self.image_size, self.light_channels, self.occlusion = image_size, light_channels, occlusion
         self.focal, self.distance_mm = focal, distance_mm
-        self.lr, self.kernel_lr = lr, kernel_lr
+        self.lr, self.kernel_lr, self.head_lr = lr, kernel_lr, head_lr
         self.basis_lr = lr if basis_lr is None else basis_lr
         self.landmark_pose = landmark_pose
         self.expression_steps, self.landmark_steps = expression_steps, landmark_steps
@@ -235,7 +241,7 @@ class FML(FaceMethod):
             self.pose.to(memory_format=torch.channels_last)
         *geometry, light = self.outputs.values()
         sizes = (shape_dims, albedo_dims), (sum(geometry), light)
-        self.network = FMLNetwork(image_size, *sizes, width, stride, normalized)
+        self.network = FMLNetwork(image_size, *sizes, width, stride, normalized, detach_identity)
         self.network.to(memory_format=torch.channels_last)  # faster convolutions
 
     def _first_shapes(self, count: int) -> Float[Tensor, "m {count}"]:
@@ -451,17 +457,19 @@ class FML(FaceMethod):
         return ((pixels >= 0) & (pixels <= side)).all(-1).float()
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """Adam; with ``kernel_lr`` partly Muon. The group "reflectance" is that of Eq. 6."""
+        """Adam, partly Muon where a rate for it is given. Group "reflectance" is that of Eq. 6."""
         reflectance = [self.albedo_mean, self.albedo_basis]
         colours = self.network.colour_heads()
-        late = set(colours)
-        weights = [p for p in self.network.parameters() if p not in late]
+        head = self.network.shape_head()
+        apart = {*colours, *head}
+        weights = [p for p in self.network.parameters() if p not in apart]
         kernels = self.network.kernels()
         if self.pose is not None:
             weights += self.pose.parameters()
             kernels += self.pose.kernels()
         parts = [
             Part(weights, kernels),
+            Part(head, head if self.head_lr else (), kernel_lr=self.head_lr),
             Part([self.shape_basis], lr=self.basis_lr),
             Part(colours, start=self.landmark_steps),
             Part(reflectance, start=self.landmark_steps, lr=self.basis_lr, name="reflectance"),

@@ -37,6 +37,7 @@ class FMLNetwork(nn.Module):
         stride: of the first convolution, 4 in the paper; smaller for small images.
         normalized: put normalizations before ReLUs, ours: over all frames of the batch where
             convolutions see frames, clip by clip in the shared identity network.
+        detach_identity: the frames' numbers are estimated from an identity held fixed, ours.
 
     Raises:
         MonofaceError: the images are too small for the layers.
@@ -50,8 +51,10 @@ class FMLNetwork(nn.Module):
         width: float = 1.0,
         stride: int = 4,
         normalized: bool = False,
+        detach_identity: bool = False,
     ) -> None:
         super().__init__()
+        self.detach_identity = detach_identity
         self.features = Features(width, stride)
         low, medium = self._sides(image_size, stride)
         self.identity = IdentityNet(medium, identity, width)
@@ -96,12 +99,17 @@ class FMLNetwork(nn.Module):
                 [layer.out_features for layer in self.identity.last], -1
             )
             identity = torch.cat([shape, torch.zeros_like(colours)], -1)
-        return identity, self.parameters_of_frames(low, identity)
+        known = identity.detach() if self.detach_identity else identity
+        return identity, self.parameters_of_frames(low, known)
 
     def kernels(self) -> list[Tensor]:
         """Of the convolutions of features, not of colours or of the identity's single channel."""
         layers = [m.weight for m in self.modules() if isinstance(m, nn.Conv2d)]
         return [weight for weight in layers if weight.shape[1] > 3]
+
+    def shape_head(self) -> list[Tensor]:
+        """The weights of the last layer that give the identity of shape, if there is any."""
+        return [p for p in self.identity.last[0].parameters() if p.dim() > 1 and p.numel()]
 
     def colour_heads(self) -> list[Tensor]:
         """The parameters of the last layers that give colours."""
@@ -208,16 +216,18 @@ def _normalize(module: nn.Module) -> None:
     in the shared identity network, whose batch is of few clips, of each clip by itself, so that its
     units do not die, all of them, at large learning rates. Of given features each clip's identity
     is then its own; but in training the features themselves depend on all frames of the batch.
+    There the normalized numbers get no learned factors and offsets: while the identity is noise to
+    the loss, a large learning rate takes these to 0, and most units die with them.
     """
     if isinstance(module, IdentityNet):
         for layer in _layers(module.body):
             first = layer[0]
             if isinstance(first, nn.Linear):
-                layer.insert(1, nn.GroupNorm(1, first.out_features))
+                layer.insert(1, nn.GroupNorm(1, first.out_features, affine=False))
             elif isinstance(first, nn.Conv2d):
                 channels = first.out_channels
                 groups = math.gcd(channels, max(1, channels // 8))
-                layer.insert(1, nn.GroupNorm(groups, channels))
+                layer.insert(1, nn.GroupNorm(groups, channels, affine=False))
     elif isinstance(module, Features | ParameterNet):
         parts = [module.body] if isinstance(module, ParameterNet) else [module.low, module.medium]
         for layer in (layer for part in parts for layer in _layers(part)):

@@ -23,6 +23,7 @@ class Part:
         end: the step at which an annealed rate has fallen to 0, if before the others'; None = with
             them.
         lr: of Adam for them; None = that of the others.
+        kernel_lr: of Muon for the kernels; None = that of the others.
         name: of their group in the optimizer, by which callbacks find it.
     """
 
@@ -31,6 +32,7 @@ class Part:
     start: int = 0
     end: int | None = None
     lr: float | None = None
+    kernel_lr: float | None = None
     name: str = ""
 
 
@@ -46,7 +48,8 @@ def optimizer_of_parts(
     Args:
         parts: each parameter in one of them.
         lr: of Adam.
-        kernel_lr: of Muon (Jordan et al. 2024) for the kernels; None = Adam for all.
+        kernel_lr: of Muon (Jordan et al. 2024) for the kernels; None = Adam for them, too, but in
+            parts with a rate of their own.
         anneal_steps: the step at which all rates have fallen to 0; None = constant rates.
         halve_every: so many steps after a part's start, and again and again, its rates are halved.
     """
@@ -58,18 +61,19 @@ def optimizer_of_parts(
             end = min(part.end, anneal_steps)
         until = end and end - part.start
         factor = partial(_from, start=part.start, until=until, halve_every=halve_every)
-        kernels = [] if kernel_lr is None else list(part.kernels)
+        of_muon = kernel_lr if part.kernel_lr is None else part.kernel_lr
+        kernels = [] if of_muon is None else list(part.kernels)
         chosen = set(kernels)
         rest = [parameter for parameter in part.parameters if parameter not in chosen]
         if kernels:
-            groups.append({"params": kernels, "lr": kernel_lr, "nesterov": True})
+            groups.append({"params": kernels, "lr": of_muon, "nesterov": True})
             factors.append(factor)
         own = lr if part.lr is None else part.lr
         group = {"params": rest, "lr": own, "betas": (0.9, 0.999), "eps": 1e-8}
         groups.append(group | {"name": part.name} if part.name else group)
         factors.append(factor)
     optimizer: Optimizer
-    if kernel_lr is None:
+    if not any("nesterov" in group for group in groups):
         optimizer = Adam(groups, lr=lr, fused=True)
     else:
         from methods.muon import Muon  # takes seconds

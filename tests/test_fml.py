@@ -479,6 +479,35 @@ def test_the_normalized_identity_network_takes_each_clip_by_itself():
     assert (network(features)[0] - network(features)[1]).abs().max() > 0.01
 
 
+def test_units_of_the_normalized_identity_network_outlive_noise():
+    """While its numbers are noise to the loss, large steps could switch them off, unit by unit."""
+    torch.manual_seed(0)
+    network = FMLNetwork(SIZE, (5, 3), (3, 2), width=0.1, stride=2, normalized=True).identity
+    optimizer = torch.optim.Adam(network.parameters(), lr=2e-3)
+    for _ in range(400):
+        found = network(torch.randn(4, 3, 26, 2, 2))
+        (found - torch.randn_like(found)).square().sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    units = network.body(torch.randn(64, 3, 26, 2, 2).mean(1))
+    assert (units > 0).any(0).float().mean() > 0.9
+
+
+def test_an_identity_held_fixed_learns_nothing_from_the_frames():
+    """``detach_identity``: they are estimated from it, but give it no gradient."""
+    torch.manual_seed(0)
+    images = torch.rand(2, 3, 3, SIZE, SIZE)
+    for held in (False, True):
+        network = FMLNetwork(SIZE, (5, 3), (3, 2), width=0.1, stride=2, detach_identity=held)
+        for parameter in network.parameters():
+            torch.nn.init.normal_(parameter, std=0.1)
+        _, frames = network(images)
+        assert (frames - network(images, without_identity=True)[1]).abs().max() > 1e-4
+        frames.sum().backward()
+        assert (network.identity.last[0].weight.grad is None) == held
+        assert network.features.low[0][0].weight.grad.any()
+
+
 def test_images_that_are_too_small_are_refused(make):
     with pytest.raises(MonofaceError, match="smaller stride"):
         make(image_size=32, stride=4)
@@ -536,3 +565,24 @@ def test_the_reflectance_is_a_group_of_its_own(make):
     assert groups["reflectance"]["initial_lr"] == 3e-3
     listed = [id(p) for group in optimizer.param_groups for p in group["params"]]
     assert sorted(listed) == sorted(id(p) for p in method.parameters())
+
+
+@pytest.mark.parametrize("kernel_lr", [None, 0.02])
+def test_the_head_of_the_identity_may_be_turned_by_muon(make, kernel_lr):
+    method = make(kernel_lr=kernel_lr, head_lr=0.3)
+    optimizer = method.configure_optimizers()["optimizer"]
+    head = method.network.identity.last[0].weight
+    found = [g for g in optimizer.param_groups if any(p is head for p in g["params"])]
+    assert [(len(g["params"]), g["initial_lr"], g["use_fallback"]) for g in found] == [
+        (1, 0.3, False)
+    ]
+    turned = [p for g in optimizer.param_groups if not g["use_fallback"] for p in g["params"]]
+    assert len(turned) == 1 + (len(method.network.kernels()) if kernel_lr else 0)
+    listed = [id(p) for group in optimizer.param_groups for p in group["params"]]
+    assert sorted(listed) == sorted(id(p) for p in method.parameters())
+    assert not any(group.get("use_fallback") is False for group in of_no_shapes(make))
+
+
+def of_no_shapes(make):
+    """The optimizer's groups for a model whose identity has nothing to turn."""
+    return make(shape_dims=0, head_lr=0.3).configure_optimizers()["optimizer"].param_groups
