@@ -27,9 +27,12 @@ FRAME = np.dtype(
     ]
 )
 
-NAME_BYTES = 100  # of a name in the header of a file in a tar file, which has its size in octal
-COMMON = tarfile.TarInfo("").tobuf(tarfile.GNU_FORMAT)  # digits from 124 on; from 148 its checksum,
-COMMON_SUM = sum(COMMON[:124]) + sum(COMMON[135:148]) + 8 * ord(" ") + sum(COMMON[156:])  # of all
+# In the header of a file: where its name ends, 11 octal digits of its size, and of a checksum 6.
+NAME_BYTES, SIZE_AT, CHECKSUM_AT = 100, 124, 148
+EMPTY = tarfile.TarInfo("").tobuf(tarfile.GNU_FORMAT)
+AFTER_NAME, AFTER_SIZE = EMPTY[NAME_BYTES:SIZE_AT], EMPTY[SIZE_AT + 11 : CHECKSUM_AT]
+AFTER_CHECKSUM = EMPTY[CHECKSUM_AT + 6 :]
+OTHERS_SUM = sum(AFTER_NAME + AFTER_SIZE + AFTER_CHECKSUM[2:]) + 8 * ord(" ")  # the sum's own place
 
 
 @dataclass(frozen=True)
@@ -153,19 +156,11 @@ def _header(name: str, size: int) -> bytes:
     if len(encoded) > NAME_BYTES or size >= 8**11:
         entry = tarfile.TarInfo(name)
         entry.size = size
-        return entry.tobuf(tarfile.GNU_FORMAT)
+        return entry.tobuf(tarfile.GNU_FORMAT, "utf-8", "surrogateescape")
     digits = b"%011o" % size
-    checksum = b"%06o" % (COMMON_SUM + sum(encoded) + sum(digits))
-    return b"".join(
-        (
-            encoded.ljust(NAME_BYTES, b"\0"),
-            COMMON[NAME_BYTES:124],
-            digits,
-            COMMON[135:148],
-            checksum,
-            COMMON[154:],
-        )
-    )
+    checksum = b"%06o" % (OTHERS_SUM + sum(encoded) + sum(digits))
+    parts = encoded.ljust(NAME_BYTES, b"\0"), AFTER_NAME, digits, AFTER_SIZE, checksum
+    return b"".join(parts) + AFTER_CHECKSUM
 
 
 def _clip_table(clips: list[tuple[bytes, bytes, int, int]]) -> np.ndarray:

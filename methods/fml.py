@@ -138,11 +138,12 @@ class FML(FaceMethod):
         lr: learning rate of Adam.
         basis_lr: that of the learned face model; None = ``lr``.
         kernel_lr: learning rate of Muon (Jordan et al. 2024), ours, for the convolutions; None =
-            Adam for all.
-        head_lr: that of Muon, ours, for the layer that gives the identity of shape: people learn to
-            differ in many directions at once instead of one after the other; None = Adam.
-        detach_identity: estimate a frame's own unknowns from an identity held fixed, ours, so that
-            it learns from the shape alone.
+            Adam for them, too.
+        head_lr: that of Muon, ours, for the matrix that gives the identity of shape: its directions
+            are learned at the same time instead of one after the other; None = Adam.
+        detach_identity: the frames' own unknowns give the identity that they are estimated from no
+            gradient, ours: its numbers learn from shape and reflectance alone. Both still train the
+            features.
         expression_steps: for so many steps identity and reflectance stay at their means, and pose,
             expression and light learn alone ("we pre-train the expression model").
         landmark_pose: under which pose the landmarks judge the shape: the "estimated" one, as in
@@ -199,7 +200,7 @@ class FML(FaceMethod):
         anneal_steps: int | None = None,
     ) -> None:
         super().__init__()
-        self.weights = weights
+        self.weights, self.source = weights, face_model
         self.face_model = load_face_model(face_model, 0, expression_dims, 0)
         self.image_size, self.light_channels, self.occlusion = image_size, light_channels, occlusion
         self.focal, self.distance_mm = focal, distance_mm
@@ -241,7 +242,9 @@ class FML(FaceMethod):
             self.pose.to(memory_format=torch.channels_last)
         *geometry, light = self.outputs.values()
         sizes = (shape_dims, albedo_dims), (sum(geometry), light)
-        self.network = FMLNetwork(image_size, *sizes, width, stride, normalized, detach_identity)
+        self.network = FMLNetwork(
+            image_size, *sizes, width, stride, normalized, detach_identity=detach_identity
+        )
         self.network.to(memory_format=torch.channels_last)  # faster convolutions
 
     def _first_shapes(self, count: int) -> Float[Tensor, "m {count}"]:
@@ -460,7 +463,7 @@ class FML(FaceMethod):
         """Adam, partly Muon where a rate for it is given. Group "reflectance" is that of Eq. 6."""
         reflectance = [self.albedo_mean, self.albedo_basis]
         colours = self.network.colour_heads()
-        head = self.network.shape_head()
+        head = [] if self.head_lr is None else self.network.shape_head()
         apart = {*colours, *head}
         weights = [p for p in self.network.parameters() if p not in apart]
         kernels = self.network.kernels()
@@ -469,11 +472,12 @@ class FML(FaceMethod):
             kernels += self.pose.kernels()
         parts = [
             Part(weights, kernels),
-            Part(head, head if self.head_lr else (), kernel_lr=self.head_lr),
             Part([self.shape_basis], lr=self.basis_lr),
             Part(colours, start=self.landmark_steps),
             Part(reflectance, start=self.landmark_steps, lr=self.basis_lr, name="reflectance"),
         ]
+        if head:
+            parts.append(Part(head, head, kernel_lr=self.head_lr))
         return optimizer_of_parts(parts, self.lr, self.kernel_lr, self.anneal_steps)
 
 

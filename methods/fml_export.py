@@ -7,7 +7,8 @@ The learned bases are the best for the network, but their columns mean nothing b
 the supplement, Sec. 1.1, the modes of the file are the principal components of many reconstructions
 (there over 10,000 images): in the order of their variance, and scaled to standard deviations.
 
-Vertices that the training did not draw follow the graph's nodes in shape and colour.
+Vertices that the training did not draw follow the graph's nodes in shape and colour. The file has
+all expressions of the face model, also where the training used the first few alone.
 """
 
 import argparse
@@ -26,7 +27,7 @@ from torch import Tensor
 
 from core.contracts import FaceBatch
 from core.errors import AssetNotFoundError, DataError, MonofaceError
-from core.face_models import FaceModel
+from core.face_models import FaceModel, load_face_model
 from core.face_models.files import write_npz
 from core.face_models.health import health, table
 from core.face_models.model import CONTOUR, REQUIRED, VERSION
@@ -182,8 +183,8 @@ def learned_arrays(
     albedo: Float[Tensor, "f e"],
     modes: int | None = None,
 ) -> dict[str, np.ndarray]:
-    """The arrays of ``core.face_models.model``: the model that the method started from, with the
-    mean, modes and colours that it has learned.
+    """The arrays of ``core.face_models.model``: the model that the method started from, with all
+    its expressions, and the mean, modes and colours that it has learned.
 
     Args:
         method: trained.
@@ -192,7 +193,7 @@ def learned_arrays(
         modes: keep so many of each kind.
     """
     method = method.cpu()
-    source, graph = method.face_model, method.graph
+    source, graph = load_face_model(method.source, 0, None, 0), method.graph
     shapes = CENTIMETRE * method.complement().T.unflatten(1, (-1, 3))  # of the nodes
     moved = graph(shapes).index_select(1, method.drawn)
     mean_shape, shape_modes = _mixed(shapes, *principal_mixtures(identity, moved, modes))

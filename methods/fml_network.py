@@ -37,7 +37,8 @@ class FMLNetwork(nn.Module):
         stride: of the first convolution, 4 in the paper; smaller for small images.
         normalized: put normalizations before ReLUs, ours: over all frames of the batch where
             convolutions see frames, clip by clip in the shared identity network.
-        detach_identity: the frames' numbers are estimated from an identity held fixed, ours.
+        detach_identity: the frames' numbers give the identity that they are estimated from no
+            gradient, ours.
 
     Raises:
         MonofaceError: the images are too small for the layers.
@@ -216,8 +217,8 @@ def _normalize(module: nn.Module) -> None:
     in the shared identity network, whose batch is of few clips, of each clip by itself, so that its
     units do not die, all of them, at large learning rates. Of given features each clip's identity
     is then its own; but in training the features themselves depend on all frames of the batch.
-    There the normalized numbers get no learned factors and offsets: while the identity is noise to
-    the loss, a large learning rate takes these to 0, and most units die with them.
+    In the identity network the normalized numbers get no learned factors and offsets: while the
+    identity is noise to the loss, a large learning rate takes these to 0, and most units die.
     """
     if isinstance(module, IdentityNet):
         for layer in _layers(module.body):

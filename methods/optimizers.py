@@ -1,4 +1,4 @@
-"""Adam for all parameters, or Muon for the kernels of convolutions, with an annealed rate."""
+"""Adam for all parameters, or Muon for some of the matrices, with an annealed rate."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -18,7 +18,7 @@ class Part:
 
     Args:
         parameters: all of them.
-        kernels: those among them that Muon turns.
+        kernels: those among them that Muon turns, of convolutions or linear layers.
         start: the step at which they begin, and their learning rate rises.
         end: the step at which an annealed rate has fallen to 0, if before the others'; None = with
             them.

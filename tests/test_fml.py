@@ -483,22 +483,23 @@ def test_units_of_the_normalized_identity_network_outlive_noise():
     """While its numbers are noise to the loss, large steps could switch them off, unit by unit."""
     torch.manual_seed(0)
     network = FMLNetwork(SIZE, (5, 3), (3, 2), width=0.1, stride=2, normalized=True).identity
-    optimizer = torch.optim.Adam(network.parameters(), lr=2e-3)
+    optimizer = torch.optim.Adam(network.parameters(), lr=5e-3)
     for _ in range(400):
         found = network(torch.randn(4, 3, 26, 2, 2))
         (found - torch.randn_like(found)).square().sum().backward()
         optimizer.step()
         optimizer.zero_grad()
     units = network.body(torch.randn(64, 3, 26, 2, 2).mean(1))
-    assert (units > 0).any(0).float().mean() > 0.9
+    assert (units > 0).any(0).float().mean() > 0.7  # of norms with factors and offsets 0.2 to 0.4
+    assert units.square().mean() > 0.05  # 0.003
 
 
-def test_an_identity_held_fixed_learns_nothing_from_the_frames():
-    """``detach_identity``: they are estimated from it, but give it no gradient."""
+def test_the_frames_may_give_their_identity_no_gradient(make):
+    """``detach_identity``: they are estimated from it all the same."""
     torch.manual_seed(0)
     images = torch.rand(2, 3, 3, SIZE, SIZE)
     for held in (False, True):
-        network = FMLNetwork(SIZE, (5, 3), (3, 2), width=0.1, stride=2, detach_identity=held)
+        network = make(detach_identity=held).network
         for parameter in network.parameters():
             torch.nn.init.normal_(parameter, std=0.1)
         _, frames = network(images)

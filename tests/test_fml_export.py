@@ -91,6 +91,16 @@ def test_the_models_people_are_the_methods(method, tmp_path):
     assert "200 reconstructions" in model.notes[-1]
 
 
+def test_all_expressions_are_kept(model_file):
+    """Also where the training used few of them."""
+    few = FML(face_model=model_file, expression_dims=2, **SIZES, **NETWORK).eval()
+    model = FaceModel(learned_arrays(few, torch.randn(20, 9), torch.randn(20, 6)))
+    source = load_face_model(model_file)
+    assert len(few.face_model.expression_basis) == 2 < len(source.expression_basis)
+    assert torch.equal(model.expression_basis, source.expression_basis)
+    assert model.expression_names == source.expression_names
+
+
 def test_vertices_that_were_not_drawn_follow(method):
     model = FaceModel(learned_arrays(method, torch.randn(50, 9), torch.randn(50, 6)))
     outside = torch.ones(len(model.mean), dtype=torch.bool)

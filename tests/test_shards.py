@@ -17,7 +17,7 @@ from PIL import Image
 
 from benchmarks.speed import index as large_index
 from core.errors import AssetNotFoundError, DataError
-from datamodules import shards
+from datamodules import shard_files, shards
 from datamodules.clips import Fault, UnusableFrameError, frame_counts, identities
 from datamodules.shard_files import FRAME, ShardWriter, StoredFrame, write_index
 from datamodules.shards import Shards, ShardSource
@@ -122,7 +122,7 @@ def test_the_tar_files_are_plain(root):
 
 @pytest.mark.parametrize("clip", ["a/b/1", "ü/é/1", "n" * 89, "n" * 90, "n" * 200 + "/1"])
 def test_a_shard_is_what_tarfile_writes(tmp_path, clip):
-    """Of names of up to 100 bytes and of longer ones, and of files of any size."""
+    """Of names of up to 100 bytes and of longer ones."""
     rng = np.random.default_rng(0)
     frames = [stored(rng, 0), stored(rng, 1)]
     frames += [replace(frames[0], name=f"{k:06}", image=bytes(512 * k + 9)) for k in (2, 600)]
@@ -131,12 +131,27 @@ def test_a_shard_is_what_tarfile_writes(tmp_path, clip):
         writer = ShardWriter(file, 0)
         writer.add(clip, "a", frames)
         writer.close()
-    with tarfile.open(path) as given, tarfile.open(again, "w", format=tarfile.GNU_FORMAT) as plain:
-        for member in given:
-            entry = tarfile.TarInfo(member.name)
-            entry.size = member.size
-            plain.addfile(entry, given.extractfile(member))
+    with tarfile.open(again, "w", format=tarfile.GNU_FORMAT, encoding="utf-8") as plain:
+        for frame in frames:
+            numbers = io.BytesIO()
+            np.save(numbers, frame.landmarks.astype("<f4"))
+            contents = {"jpg": frame.image, "landmarks.npy": numbers.getvalue()}
+            for suffix, content in (
+                contents | ({"mask.png": frame.mask} if frame.mask else {})
+            ).items():
+                entry = tarfile.TarInfo(f"{clip}/{frame.name}.{suffix}")
+                entry.size = len(content)
+                plain.addfile(entry, io.BytesIO(content))
     assert path.read_bytes() == again.read_bytes()
+
+
+@pytest.mark.parametrize("size", [0, 1, 511, 8**11 - 1, 8**11])
+def test_headers_of_files_of_any_size_are_those_of_tarfile(size):
+    for name in ("", "a/b.jpg", "ü" * 50, "x" * 101, "\udcff"):
+        entry = tarfile.TarInfo(name)
+        entry.size = size
+        wanted = entry.tobuf(tarfile.GNU_FORMAT, "utf-8", "surrogateescape")
+        assert shard_files._header(name, size) == wanted
 
 
 def test_the_same_clips_give_the_same_bytes(tmp_path):

@@ -30,7 +30,7 @@ PARTS = ("tree", "shards", "prepare")
 READER = ("datamodules.voxceleb", "VoxCeleb")  # by name, as in configs
 SHARDS = ("datamodules.shards", "Shards")
 VIDEOS, FRAMES = 6, 300  # that are made for shards
-PROCESSES, TURNS = (1, 2, 4), 6  # that make shards of them, how often
+PROCESSES, TURNS = (1, 2, 4), 16  # that make shards of them, how often; starting is a 15th then
 NOISE = 2.0  # of the videos, grey levels: a frame of 224 pixels has about 20 kB
 AUGMENTATION = {  # everything
     "shift": 0.045,
