@@ -1,7 +1,10 @@
-"""The face model that FML has learned, as a file that every other method takes.
+r"""The face model that FML has learned, as a file that every other method takes.
 
     python -m methods.fml export --ckpt runs/fml/checkpoints/last.ckpt --out fml.npz
-    python -m methods.cest fit --model.face_model fml.npz --model.identity_dims 60
+    python -m methods.cest fit --config configs/cest.yaml --model.face_model fml.npz \
+        --model.identity_dims 30
+
+The first says how many modes there are; of a short training fewer than other methods ask for.
 
 The learned bases are the best for the network, but their columns mean nothing by themselves. As in
 the supplement, Sec. 1.1, the modes of the file are the principal components of many reconstructions
