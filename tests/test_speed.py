@@ -132,6 +132,24 @@ def test_each_stage_runs_and_has_its_key(tiny, monkeypatch):
         assert not any("nvdiffrast" in key for key in timings)
 
 
+def test_networks_may_give_anything_that_holds_tensors():
+    class Network(torch.nn.Linear):
+        def forward(self, x):
+            y = super().forward(x)
+            return {"one": y, "others": (2 * y, [x.detach()])}
+
+    class Method(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.network = Network(2, 3)
+
+    method = Method()
+    run = training._networks_alone(method, lambda: method.network(torch.ones(1, 2)), "fp32", CPU)
+    run()
+    # 1e-3 for each number of y and of 2 y
+    assert torch.allclose(method.network.bias.grad, torch.full((3,), 3e-3))
+
+
 def test_registered_methods_and_networks_take_steps(tiny, monkeypatch, tmp_path):
     monkeypatch.setattr("benchmarks.speed.timing.LEAST_S", 0.0)
     monkeypatch.setattr(training, "NETWORKS", {"resnet18": (32, 2)})

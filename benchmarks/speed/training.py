@@ -1,6 +1,6 @@
 """Training steps: of every registered method, and of a plain regression network on a dense mesh."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from importlib.metadata import entry_points
@@ -46,7 +46,7 @@ def candidates(
     Args:
         what: a method's name, or one of ``NETWORKS``.
         mesh: for the networks; methods have their own.
-        precisions: of ``PRECISIONS``; with bf16 networks are channels-last and Adam is fused.
+        precisions: of ``PRECISIONS``.
         threads: rows on the CPU.
         device: where.
 
@@ -130,12 +130,14 @@ class Regression(nn.Module):
             camera = camera_of(model, self.size, angles, shift)
             normals = camera.rotate(vertex_normals(vertices, model.triangles))
             fragments = rasterize(camera.clip(vertices, size), model.triangles, size)
-            attributes = torch.cat([model.albedo(albedo), normals], -1)
-            pixels = interpolate(attributes, fragments, model.triangles)
-            colours, seen = pixels[..., :3].movedim(-1, 1), normalize(pixels[..., 3:])
+            colours, seen = (
+                interpolate(values, fragments, model.triangles)
+                for values in (model.albedo(albedo), normals)
+            )
             light = light.unflatten(-1, (9, 3))
             light = torch.cat([light[:, :1] + AMBIENT, light[:, 1:]], 1)
-            image = colours * shade(seen.movedim(-1, 1), light)
+            shading = shade(normalize(seen).movedim(-1, 1), light)
+            image = colours.movedim(-1, 1) * shading
             mask = (fragments.triangle_index >= 0).float()[:, None] * batch["masks"][:, 0]
             points = camera.project(model.landmarks(vertices))[0]
             confidence = batch["landmark_confidence"][:, 0]
@@ -149,12 +151,10 @@ class Regression(nn.Module):
 def _network(name: str, mesh: Mesh, precision: str, device: torch.device) -> Work:
     size, count = NETWORKS[name]
     regression = Regression(name, mesh, size).to(device).train()
+    regression = regression.to(memory_format=torch.channels_last)
     batch = random_batch(count, 1, size, device)
-    images, half = batch["images"][:, 0], precision == "bf16"
-    if half:
-        regression = regression.to(memory_format=torch.channels_last)
-        images = images.contiguous(memory_format=torch.channels_last)
-    optimizer = torch.optim.Adam(regression.network.parameters(), lr=0.0, fused=half)
+    images = batch["images"][:, 0].contiguous(memory_format=torch.channels_last)
+    optimizer = torch.optim.Adam(regression.network.parameters(), lr=0.0, fused=True)
     weight = torch.full((count, sum(regression.dims)), 1e-3, device=device)
 
     def network() -> None:
@@ -244,10 +244,18 @@ def _networks_alone(method: nn.Module, step: Step, precision: str, device: torch
     def run() -> None:
         for module, inputs in calls:
             with _autocast(precision, device):
-                output = module(*inputs)
-            output.backward(torch.full_like(output, 1e-3))
+                outputs = _tensors(module(*inputs))
+            torch.autograd.backward(outputs, [torch.full_like(each, 1e-3) for each in outputs])
 
     return run
+
+
+def _tensors(output: Any) -> list[Tensor]:
+    """Those of a network's output that have gradients, whatever holds them."""
+    if isinstance(output, Tensor):
+        return [output] if output.requires_grad else []
+    parts = output.values() if isinstance(output, Mapping) else output
+    return [tensor for part in parts for tensor in _tensors(part)]
 
 
 def random_batch(b: int, v: int, size: int, device: torch.device) -> FaceBatch:

@@ -1,6 +1,8 @@
 """The CPU backend: numba kernels, the same result for any number of threads."""
 
-import threading
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,12 +12,13 @@ from numpy.typing import DTypeLike
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from core.cores import available_cores
 from core.rasterize.backward import draw_backward
 from core.rasterize.fragments import Fragments
 from core.rasterize.kernels import BLOCK, EMPTY, LARGEST, MARGIN, ROWS, draw, draw_exactly
 from core.rasterize.threads import over_images
 
-LARGEST_KEPT = 2**26  # bytes of work space that a thread keeps between calls
+LARGEST_KEPT = 2**26  # bytes of one thread's work space that is kept between calls
 
 
 def rasterize(
@@ -61,7 +64,7 @@ class _Rasterize(torch.autograd.Function):
         ctx: Any, grad_barycentric: Tensor, *_: Tensor | None
     ) -> tuple[Tensor, None, None, None]:
         clip, triangles, index = ctx.saved_tensors
-        grad_clip = torch.zeros_like(clip)
+        grad_clip = torch.empty_like(clip)
         height, width = index.shape[1:]
         over_images(
             draw_backward,
@@ -85,14 +88,14 @@ def _flat(tensor: Tensor) -> Tensor:
 
 def _draw(first: int, last: int, clip: np.ndarray, *arguments: Any) -> int:
     """``kernels.draw`` with this thread's work space."""
-    space = _space(clip, arguments[1], arguments[2], True)
-    return draw(first, last, clip, *arguments, space)
+    with _space(clip, arguments[1], arguments[2], True) as space:
+        return draw(first, last, clip, *arguments, space)
 
 
 def _draw_exactly(first: int, last: int, clip: np.ndarray, *arguments: Any) -> int:
     """``kernels.draw_exactly`` with this thread's work space."""
-    space = _space(clip, arguments[1], arguments[2], False)
-    return draw_exactly(first, last, clip, *arguments, space)
+    with _space(clip, arguments[1], arguments[2], False) as space:
+        return draw_exactly(first, last, clip, *arguments, space)
 
 
 class Space(NamedTuple):
@@ -154,16 +157,20 @@ class Space(NamedTuple):
         )
 
 
-_kept = threading.local()
+# Of threads between two calls; OpenMP's have no ``threading.local`` that outlives a call.
+_spare: deque[tuple[tuple, Space]] = deque(maxlen=available_cores())
 
 
-def _space(clip: np.ndarray, width: int, height: int, snap: bool) -> Space:
-    """Work space; that of the thread's last call, if it fits: fresh memory costs as much as use."""
+@contextmanager
+def _space(clip: np.ndarray, width: int, height: int, snap: bool) -> Iterator[Space]:
+    """Work space; one of the last call's, if it fits: fresh memory costs as much as use."""
     key = (clip.shape[1] // 4, width, height, snap, clip.dtype)
-    if getattr(_kept, "key", None) == key:
-        return _kept.space
-    _kept.key = _kept.space = None
-    space = Space.new(*key)
+    try:
+        known, space = _spare.pop()
+    except IndexError:
+        known = None
+    if known != key:
+        space = Space.new(*key)
+    yield space
     if space.buffer.nbytes + space.point.nbytes <= LARGEST_KEPT:
-        _kept.key, _kept.space = key, space
-    return space
+        _spare.append((key, space))

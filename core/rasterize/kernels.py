@@ -552,7 +552,7 @@ def _shade(clip, triangles, width, height, space, barycentric, depth, index):
             continue
         for start in range(0, count, BLOCK):
             size = min(BLOCK, count - start)
-            _find(clip, triangles, seen[start:], size, space.vertices, a, b, c)
+            find(clip, triangles, seen[start:], size, space.vertices, a, b, c)
             _weigh(pixels[start:], size, width, height, a, b, c, weights)
             for k in range(size):
                 pixel = pixels[start + k]
@@ -567,7 +567,7 @@ def _shade(clip, triangles, width, height, space, barycentric, depth, index):
 
 @kernel
 @no_type_check
-def _find(clip, triangles, seen, count, vertices, a, b, c):
+def find(clip, triangles, seen, count, vertices, a, b, c):
     """The corners of the triangles of a block of pixels."""
     # in two loops: the less each does, the more of its loads are under way at once
     for k in range(np.uint32(count)):
