@@ -337,6 +337,16 @@ def test_gradients_equal_the_references(make):
     assert ((gradients[0] - gradients[1]).abs() < 1e-5 * scale).all()
 
 
+def test_what_only_snapping_makes_visible_gets_no_gradient():
+    """Whatever arrives there: its corners lie on a line, where the gradient would be infinite."""
+    line = torch.tensor([[-0.72, -0.054, 0, 1], [-0.761, -0.3248, 0, 1], [-0.7405, -0.1894, 0, 1]])
+    position = line[None].requires_grad_()
+    fragments = rasterize(position, ONE, (4, 4))
+    assert (fragments.triangle_index >= 0).any()
+    fragments.barycentric.backward(torch.full_like(fragments.barycentric, torch.inf))
+    assert not position.grad.any()
+
+
 def test_same_result_for_any_number_of_threads():
     clip, triangles = sphere(batch=5)
     attributes = torch.randn(1, clip.shape[1], 3, generator=torch.Generator().manual_seed(0))
@@ -362,8 +372,9 @@ def _draws_in_child(queue, clip, triangles):
 
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-def test_a_forked_process_can_draw_too():
+def test_a_forked_process_can_draw_too(monkeypatch):
     # torch's own operations are another matter: they may hang in a fork, so there are none of size
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)  # also on one core
     clip, triangles = sphere(batch=4)
     covered = int((rasterize(clip, triangles, (32, 32)).triangle_index >= 0).sum())
     context = multiprocessing.get_context("fork")
@@ -371,6 +382,8 @@ def test_a_forked_process_can_draw_too():
     child = context.Process(target=_draws_in_child, args=(queue, clip, triangles))
     child.start()
     child.join(30)
+    child.kill()
+    child.join()
     assert child.exitcode == 0
     assert queue.get() == covered
 

@@ -136,7 +136,7 @@ def test_networks_may_give_anything_that_holds_tensors():
     class Network(torch.nn.Linear):
         def forward(self, x):
             y = super().forward(x)
-            return {"one": y, "others": (2 * y, [x.detach()])}
+            return {"one": y, "others": (2 * y, [x.detach()]), "name": "toy", "none": None}
 
     class Method(torch.nn.Module):
         def __init__(self):

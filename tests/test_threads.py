@@ -1,5 +1,7 @@
 """core.rasterize.threads: each image once, on the threads that torch has; errors come out."""
 
+import signal
+import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -61,6 +63,50 @@ def test_errors_come_out_and_later_calls_work(team):
     with pytest.raises(IndexError, match="image 3"):
         over_images(kernel, 8)
     assert over_images(lambda first, last: last - first, 8) == 8
+
+
+def test_an_interrupt_comes_out_wherever_it_arrives(team):
+    torch.set_num_threads(2)
+    both = threading.Barrier(2, timeout=20)
+
+    def kernel(first, last):
+        both.wait()  # the main thread is one of them
+        if threading.current_thread() is threading.main_thread():
+            signal.raise_signal(signal.SIGINT)
+        return 1
+
+    with pytest.raises(KeyboardInterrupt):
+        over_images(kernel, 2)
+    with pytest.raises(KeyboardInterrupt):  # as if it had been raised before the first line
+        threads._in_team(lambda *_: None, lambda: None)
+
+
+def test_all_is_done_by_a_smaller_team():
+    done = []
+    one_thread = lambda callback, *_: callback(None)  # noqa: E731
+    threads._in_team(one_thread, lambda: done.append(threading.get_ident()))
+    assert set(done) == {threading.get_ident()}
+
+
+CHILD = """
+import multiprocessing, torch
+def child():
+    import core.rasterize.threads as threads
+    assert threads.over_images(lambda first, last: last - first, 8) == 8
+torch.set_num_threads(2)
+torch.ones(2**20).add_(1)  # the threads are there, and will not be in the child
+process = multiprocessing.get_context("fork").Process(target=child)
+process.start()
+process.join(60)
+process.kill()
+process.join()
+raise SystemExit(process.exitcode)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only there are processes forked")
+def test_a_forked_process_may_import_it_first():
+    subprocess.run([sys.executable, "-c", CHILD], check=True, timeout=120)
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="counts them by /proc")

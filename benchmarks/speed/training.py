@@ -251,11 +251,12 @@ def _networks_alone(method: nn.Module, step: Step, precision: str, device: torch
 
 
 def _tensors(output: Any) -> list[Tensor]:
-    """Those of a network's output that have gradients, whatever holds them."""
+    """Those that have gradients, of a network's output with its dicts, lists and tuples."""
     if isinstance(output, Tensor):
         return [output] if output.requires_grad else []
     parts = output.values() if isinstance(output, Mapping) else output
-    return [tensor for part in parts for tensor in _tensors(part)]
+    known = isinstance(output, Mapping | list | tuple)
+    return [tensor for part in parts for tensor in _tensors(part)] if known else []
 
 
 def random_batch(b: int, v: int, size: int, device: torch.device) -> FaceBatch:

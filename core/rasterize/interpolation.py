@@ -48,8 +48,8 @@ class _Interpolate(torch.autograd.Function):
         # the kernel leaves out the gradient that has no images
         grad_attributes = torch.zeros_like(attributes if wants_attributes else attributes[:0])
         grad_barycentric = torch.empty_like(barycentric if wants_barycentric else barycentric[:0])
-        # attributes shared by all images are summed in the images' order, by one thread
-        one_thread = wants_attributes and len(attributes) == 1
+        # attributes shared by all images are summed in the images' order
+        shared = wants_attributes and len(attributes) == 1
         over_images(
             _backward,
             len(index),
@@ -57,7 +57,7 @@ class _Interpolate(torch.autograd.Function):
             _flat(grad),
             grad_attributes,
             grad_barycentric,
-            threads=1 if one_thread else 0,
+            parallel=not shared,
         )
         return (
             grad_attributes if wants_attributes else None,
