@@ -13,6 +13,8 @@ from core.rasterize.fragments import Fragments
 from core.rasterize.kernels import kernel
 from core.rasterize.threads import over_images
 
+BLOCK = 512  # pixels
+
 
 def interpolate(
     attributes: Float[Tensor, "_ n c"], fragments: Fragments, triangles: Int[Tensor, "t 3"]
@@ -105,35 +107,66 @@ def _forward(first, last, attributes, triangles, barycentric, index, output):
 def _backward(
     first, last, attributes, triangles, barycentric, index, grad, grad_attributes, grad_barycentric
 ):
-    """Add to grad_attributes, write grad_barycentric; one that has no images is left out."""
-    shared, one = attributes.shape[0] == 1, barycentric.dtype.type(1)
+    """Add to grad_attributes, write grad_barycentric; one that has no images is left out.
+
+    In blocks of covered pixels, each step of which is a loop of its own: what one pixel waits for
+    is then not in the way of the next.
+    """
+    shared = attributes.shape[0] == 1
     wants_attributes, wants_barycentric = len(grad_attributes) > 0, len(grad_barycentric) > 0
+    pixels, corners = np.empty(BLOCK, np.uint32), np.empty((BLOCK, 3), np.uint32)
     for image in range(first, last):
         source = 0 if shared else image
-        values = attributes[source]
+        seen = index[image]
         if wants_barycentric:
             grad_barycentric[image] = 0
-        for pixel in range(index.shape[1]):
-            triangle = index[image, pixel]
-            if triangle < 0:
-                continue
-            a = np.uint64(triangles[np.uint64(triangle), 0])
-            b = np.uint64(triangles[np.uint64(triangle), 1])
-            c = np.uint64(triangles[np.uint64(triangle), 2])
-            if wants_attributes:
-                u, v = barycentric[image, pixel, 0], barycentric[image, pixel, 1]
-                t = one - u - v
-                for channel in range(grad.shape[2]):
-                    incoming = grad[image, pixel, channel]
-                    grad_attributes[source, a, channel] += u * incoming
-                    grad_attributes[source, b, channel] += v * incoming
-                    grad_attributes[source, c, channel] += t * incoming
+        start = np.uint32(0)
+        while start < len(seen):
+            count = 0
+            while start < len(seen) and count < BLOCK:
+                pixels[count] = start
+                count += seen[start] >= 0
+                start += np.uint32(1)
+            for k in range(np.uint32(count)):
+                triangle = np.uint64(seen[pixels[k]])
+                for corner in range(3):
+                    corners[k, corner] = triangles[triangle, corner]
             if wants_barycentric:
-                grad_u = grad_v = one - one
-                for channel in range(grad.shape[2]):
-                    incoming, last_value = grad[image, pixel, channel], values[c, channel]
-                    grad_u += incoming * (values[a, channel] - last_value)
-                    grad_v += incoming * (values[b, channel] - last_value)
-                grad_barycentric[image, pixel, 0] = grad_u
-                grad_barycentric[image, pixel, 1] = grad_v
+                _to_barycentric(
+                    pixels, corners, count, attributes[source], grad[image], grad_barycentric[image]
+                )
+            if wants_attributes:
+                _to_attributes(
+                    pixels, corners, count, barycentric[image], grad[image], grad_attributes[source]
+                )
     return 0
+
+
+@kernel
+@no_type_check
+def _to_barycentric(pixels, corners, count, values, grad, grad_barycentric):
+    zero = values.dtype.type(0)
+    for k in range(np.uint32(count)):
+        pixel, a, b, c = pixels[k], corners[k, 0], corners[k, 1], corners[k, 2]
+        grad_u = grad_v = zero
+        for channel in range(grad.shape[1]):
+            incoming, last_value = grad[pixel, channel], values[c, channel]
+            grad_u += incoming * (values[a, channel] - last_value)
+            grad_v += incoming * (values[b, channel] - last_value)
+        grad_barycentric[pixel, 0] = grad_u
+        grad_barycentric[pixel, 1] = grad_v
+
+
+@kernel
+@no_type_check
+def _to_attributes(pixels, corners, count, barycentric, grad, grad_attributes):
+    one = barycentric.dtype.type(1)
+    for k in range(np.uint32(count)):
+        pixel, a, b, c = pixels[k], corners[k, 0], corners[k, 1], corners[k, 2]
+        u, v = barycentric[pixel, 0], barycentric[pixel, 1]
+        t = one - u - v
+        for channel in range(grad.shape[1]):
+            incoming = grad[pixel, channel]
+            grad_attributes[a, channel] += u * incoming
+            grad_attributes[b, channel] += v * incoming
+            grad_attributes[c, channel] += t * incoming
