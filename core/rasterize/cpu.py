@@ -13,17 +13,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from core.cores import available_cores
+from core.rasterize.backward import draw_backward
 from core.rasterize.fragments import Fragments
-from core.rasterize.kernels import (
-    BLOCK,
-    EMPTY,
-    LARGEST,
-    MARGIN,
-    ROWS,
-    draw,
-    draw_backward,
-    draw_exactly,
-)
+from core.rasterize.kernels import BLOCK, EMPTY, LARGEST, MARGIN, ROWS, draw, draw_exactly
 from core.rasterize.threads import over_images
 
 LARGEST_KEPT = 2**26  # bytes of one thread's work space that is kept between calls
