@@ -66,13 +66,16 @@ def _gather(position, triangles, seen, count, vertices, a, b, c):
     for k in range(np.uint32(count)):
         for corner in range(3):
             vertices[3 * k + corner] = triangles[3 * np.uint32(seen[k]) + corner]
-    for k in range(np.uint32(count)):
-        for axis in range(4):
-            a[4 * k + axis] = position[4 * vertices[3 * k] + axis]
-        for axis in range(4):
-            b[4 * k + axis] = position[4 * vertices[3 * k + 1] + axis]
-        for axis in range(4):
-            c[4 * k + axis] = position[4 * vertices[3 * k + 2] + axis]
+    for k in range(np.uint32(count)):  # four loads before four stores: LLVM makes one of each
+        i = 4 * vertices[3 * k]
+        x0, y0, z0, w0 = position[i], position[i + 1], position[i + 2], position[i + 3]
+        i = 4 * vertices[3 * k + 1]
+        x1, y1, z1, w1 = position[i], position[i + 1], position[i + 2], position[i + 3]
+        i = 4 * vertices[3 * k + 2]
+        x2, y2, z2, w2 = position[i], position[i + 1], position[i + 2], position[i + 3]
+        a[4 * k], a[4 * k + 1], a[4 * k + 2], a[4 * k + 3] = x0, y0, z0, w0
+        b[4 * k], b[4 * k + 1], b[4 * k + 2], b[4 * k + 3] = x1, y1, z1, w1
+        c[4 * k], c[4 * k + 1], c[4 * k + 2], c[4 * k + 3] = x2, y2, z2, w2
 
 
 @kernel
