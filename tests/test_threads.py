@@ -87,7 +87,10 @@ def test_an_interrupt_comes_out_wherever_it_arrives(team):
 
 def test_all_is_done_by_a_smaller_team():
     done = []
-    one_thread = lambda callback, *_: callback(None)  # noqa: E731
+
+    def one_thread(callback, *_):
+        callback(None)
+
     threads._in_team(one_thread, lambda: done.append(threading.get_ident()))
     assert set(done) == {threading.get_ident()}
 
