@@ -1,14 +1,19 @@
 """The speed benchmark: its method, its meshes, its keys; each stage and step runs."""
 
 import re
+import sys
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import ModuleType
 
+import numpy as np
 import pytest
 import torch
 
 from benchmarks.speed import gpu, meshes, reading, report, stages, training
 from benchmarks.speed.__main__ import main
 from benchmarks.speed.meshes import Mesh, refine
+from benchmarks.speed.peers import peers
 from benchmarks.speed.scene import Scene
 from benchmarks.speed.timing import Candidate, Timing, measure
 from core.errors import MonofaceError
@@ -130,6 +135,28 @@ def test_each_stage_runs_and_has_its_key(tiny, monkeypatch):
     assert "normals/tiny/any/2/torch/1" in timings
     if not torch.cuda.is_available():
         assert not any("nvdiffrast" in key for key in timings)
+
+
+def test_sim3dr_is_called_as_it_declares_its_arguments(tiny, monkeypatch):
+    calls, scene = [], Scene(tiny, 20, 2, CPU)
+    library = ModuleType("Sim3DR_Cython")
+    library.__spec__ = ModuleSpec("Sim3DR_Cython", None)
+    library.rasterize_triangles = lambda *arguments: calls.append(arguments)
+    monkeypatch.setitem(sys.modules, "Sim3DR_Cython", library)
+    peers(scene)["sim3dr"]()
+    kinds = [np.float32, np.int32, np.float32, np.int32, np.float32]
+    points, _ = scene.camera.project(scene.vertices)
+    for image, (vertices, triangles, depth, index, weights, *numbers) in enumerate(calls):
+        arrays = [vertices, triangles, depth, index, weights]
+        assert [array.dtype for array in arrays] == kinds
+        assert all(array.ndim == 2 and array.flags.c_contiguous for array in arrays)
+        assert depth.shape == index.shape == (20, 20)
+        assert weights.shape == (400, 3)
+        assert numbers == [len(triangles), 20, 20]
+        # pixel centres are at whole numbers, nearer is larger
+        assert np.allclose(vertices[:, :2] + 0.5, points[image], atol=1e-3)
+        assert np.allclose(vertices[:, 2], -scene.clip[image, :, 3])
+    assert len(calls) == 2
 
 
 def test_networks_may_give_anything_that_holds_tensors():

@@ -40,7 +40,7 @@ def _sim3dr(scene: Scene) -> Callable[[], object]:
         for image in vertices:
             z = np.full((height, width), -1e8, np.float32)
             index = np.full((height, width), -1, np.int32)
-            weights = np.zeros((height, width, 3), np.float32)
+            weights = np.zeros((height * width, 3), np.float32)
             library.rasterize_triangles(
                 image, triangles, z, index, weights, len(triangles), height, width
             )
