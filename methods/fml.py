@@ -126,6 +126,8 @@ class FML(FaceMethod):
             small rate; at a large one the units of the shared identity network die. The frames'
             convolutions are normalized over all frames of the batch, so that while it trains a
             clip's features depend on the other clips; the shared identity network clip by clip.
+            After ``landmark_steps`` the statistics stay as they are: those of a few clips, each in
+            one light, are too uncertain for colours to learn.
         pose_width: channels after the first layer of a network for each frame's pose, ours; the
             others then see the face straightened by that pose (``methods.pose.PoseNet``), and only
             images of ``image_size`` fit; its batch norms are over all frames of the batch. None =
@@ -312,6 +314,13 @@ class FML(FaceMethod):
     @property
     def _learns_from_landmarks_only(self) -> bool:
         return self.training and self.global_step < self.landmark_steps
+
+    def on_train_batch_start(self, batch: FaceBatch, batch_idx: int) -> None:
+        """While colours learn, batch norms keep the statistics that they have."""
+        if 0 < self.landmark_steps <= self.global_step:
+            for module in self.modules():
+                if isinstance(module, nn.BatchNorm2d):
+                    module.eval()
 
     def complement(self) -> Float[Tensor, "m d"]:
         """OCL(Theta_s) of Eq. 4-5, centimetres; rows are x, y, z of node after node."""

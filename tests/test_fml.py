@@ -557,6 +557,30 @@ def test_colours_begin_to_learn_with_the_images(make):
     assert all(g["lr"] < 0.45 * g["initial_lr"] for g in others)
 
 
+@pytest.mark.parametrize("landmark_steps", [0, 3])
+def test_batch_norms_keep_their_statistics_while_colours_learn(make, monkeypatch, landmark_steps):
+    """A frame's features are then its own; with colours from the start it is as elsewhere."""
+    method = make(landmark_steps=landmark_steps, normalized=True, pose_width=8)
+    norms = [module for module in method.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    clip = torch.rand(2, 2, 3, SIZE, SIZE)
+    for step in range(5):
+        method.train()  # as after a validation
+        monkeypatch.setattr(FML, "global_step", step)
+        method.on_train_batch_start({}, 0)
+        before = [norm.running_mean.clone() for norm in norms]
+        found = method.network(clip)
+        method.pose(clip.flatten(0, 1))
+        kept = [
+            torch.equal(*pair) for pair in zip(before, [n.running_mean for n in norms], strict=True)
+        ]
+        assert kept == [0 < landmark_steps <= step] * len(norms)
+        if all(kept):
+            alone = method.network(clip[:1])
+            assert all(
+                torch.allclose(a, b[:1], atol=1e-5) for a, b in zip(alone, found, strict=True)
+            )
+
+
 def test_the_reflectance_is_a_group_of_its_own(make):
     method = make(lr=1e-3, basis_lr=3e-3, kernel_lr=0.02, anneal_steps=100)
     optimizer = method.configure_optimizers()["optimizer"]
