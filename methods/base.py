@@ -159,10 +159,14 @@ class FaceMethod(LightningModule):
         return terms, loss
 
 
+def batch_norms(module: nn.Module) -> list[nn.Module]:
+    """Its parts whose state a forward pass changes, synchronized ones among them."""
+    return [m for m in module.modules() if isinstance(m, _NormBase) and m.track_running_stats]
+
+
 def _norm_statistics(module: nn.Module) -> list[Tensor]:
-    """Running means, variances and counts: the state that a forward pass changes."""
-    norms = [m for m in module.modules() if isinstance(m, _NormBase) and m.track_running_stats]
-    return [buffer for norm in norms for buffer in norm.buffers(recurse=False)]
+    """Running means, variances and counts."""
+    return [b for norm in batch_norms(module) for b in norm.buffers(recurse=False)]
 
 
 @torch.no_grad()

@@ -47,7 +47,7 @@ from core.normals import vertex_normals
 from core.precision import without_autocast
 from core.resection import LandmarkPose, posed_landmark_l2
 from core.uv import bake, uv_grid
-from methods.base import FaceMethod
+from methods.base import FaceMethod, batch_norms
 from methods.cli import main
 from methods.fml_losses import (
     expression_l2,
@@ -126,8 +126,6 @@ class FML(FaceMethod):
             small rate; at a large one the units of the shared identity network die. The frames'
             convolutions are normalized over all frames of the batch, so that while it trains a
             clip's features depend on the other clips; the shared identity network clip by clip.
-            After ``landmark_steps`` the statistics stay as they are: those of a few clips, each in
-            one light, are too uncertain for colours to learn.
         pose_width: channels after the first layer of a network for each frame's pose, ours; the
             others then see the face straightened by that pose (``methods.pose.PoseNet``), and only
             images of ``image_size`` fit; its batch norms are over all frames of the batch. None =
@@ -154,7 +152,9 @@ class FML(FaceMethod):
             training the term is the sum of two errors. A sliding jaw's points stay those of the
             estimated pose.
         landmark_steps: for so many steps all learn from the landmarks alone, twice as fast; 0 =
-            from the images, too, from the start, as in the paper.
+            from the images, too, from the start, as in the paper. Afterwards batch norms, also the
+            pose's, keep the statistics that they have by then: those of a batch of a few clips,
+            each in one light, are too uncertain for colours to learn. With 0 they never do.
         anneal_steps: let the learning rate fall to 0 along a cosine until this step, after 50 in
             which it rises; that of colours begins with their own first step. None = constant.
 
@@ -317,10 +317,9 @@ class FML(FaceMethod):
 
     def on_train_batch_start(self, batch: FaceBatch, batch_idx: int) -> None:
         """While colours learn, batch norms keep the statistics that they have."""
-        if 0 < self.landmark_steps <= self.global_step:
-            for module in self.modules():
-                if isinstance(module, nn.BatchNorm2d):
-                    module.eval()
+        kept = 0 < self.landmark_steps <= self.global_step
+        for norm in batch_norms(self):
+            norm.train(not kept)
 
     def complement(self) -> Float[Tensor, "m d"]:
         """OCL(Theta_s) of Eq. 4-5, centimetres; rows are x, y, z of node after node."""

@@ -559,26 +559,31 @@ def test_colours_begin_to_learn_with_the_images(make):
 
 @pytest.mark.parametrize("landmark_steps", [0, 3])
 def test_batch_norms_keep_their_statistics_while_colours_learn(make, monkeypatch, landmark_steps):
-    """A frame's features are then its own; with colours from the start it is as elsewhere."""
-    method = make(landmark_steps=landmark_steps, normalized=True, pose_width=8)
+    """A frame's numbers are then its own; with colours from the start it is as elsewhere."""
+    method = make(landmark_steps=landmark_steps, normalized=True, pose_width=8).train()
+    for parameter in method.network.identity.last.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
     norms = [module for module in method.modules() if isinstance(module, torch.nn.BatchNorm2d)]
-    clip = torch.rand(2, 2, 3, SIZE, SIZE)
-    for step in range(5):
-        method.train()  # as after a validation
+    ours = [part for part in norms if part in list(method.network.modules())]
+    assert 0 < len(ours) < len(norms)  # the pose's, too
+    clips_of_two = torch.rand(2, 2, 3, SIZE, SIZE)
+    for step in [*range(5), 0]:  # the last: another training of the same object
         monkeypatch.setattr(FML, "global_step", step)
         method.on_train_batch_start({}, 0)
+        kept = 0 < landmark_steps <= step
         before = [norm.running_mean.clone() for norm in norms]
-        found = method.network(clip)
-        method.pose(clip.flatten(0, 1))
-        kept = [
-            torch.equal(*pair) for pair in zip(before, [n.running_mean for n in norms], strict=True)
-        ]
-        assert kept == [0 < landmark_steps <= step] * len(norms)
-        if all(kept):
-            alone = method.network(clip[:1])
-            assert all(
-                torch.allclose(a, b[:1], atol=1e-5) for a, b in zip(alone, found, strict=True)
-            )
+        found, _ = method.network(clips_of_two)
+        method.pose(clips_of_two.flatten(0, 1))
+        after = [norm.running_mean for norm in norms]
+        pairs = zip(before, after, strict=True)
+        assert [torch.equal(*pair) for pair in pairs] == [kept] * len(norms)
+        alone, _ = method.network(clips_of_two[:1])
+        assert torch.allclose(alone, found[:1], atol=1e-5) == kept
+    synchronized = torch.nn.SyncBatchNorm.convert_sync_batchnorm(method)
+    monkeypatch.setattr(FML, "global_step", landmark_steps)
+    synchronized.on_train_batch_start({}, 0)
+    parts = [m for m in synchronized.modules() if isinstance(m, torch.nn.SyncBatchNorm)]
+    assert [part.training for part in parts] == [landmark_steps == 0] * len(norms)
 
 
 def test_the_reflectance_is_a_group_of_its_own(make):
