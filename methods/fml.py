@@ -125,7 +125,8 @@ class FML(FaceMethod):
         normalized: put normalizations before ReLUs, ours: a network without any learns only at a
             small rate; at a large one the units of the shared identity network die. The frames'
             convolutions are normalized over all frames of the batch, so that while it trains a
-            clip's features depend on the other clips; the shared identity network clip by clip.
+            clip's features depend on the other clips (but see ``landmark_steps``); the shared
+            identity network clip by clip.
         pose_width: channels after the first layer of a network for each frame's pose, ours; the
             others then see the face straightened by that pose (``methods.pose.PoseNet``), and only
             images of ``image_size`` fit; its batch norms are over all frames of the batch. None =
@@ -154,7 +155,8 @@ class FML(FaceMethod):
         landmark_steps: for so many steps all learn from the landmarks alone, twice as fast; 0 =
             from the images, too, from the start, as in the paper. Afterwards batch norms, also the
             pose's, keep the statistics that they have by then: those of a batch of a few clips,
-            each in one light, are too uncertain for colours to learn. With 0 they never do.
+            each in one light, are too uncertain for colours to learn. That takes some 50 steps or
+            more; with 0 they never do.
         anneal_steps: let the learning rate fall to 0 along a cosine until this step, after 50 in
             which it rises; that of colours begins with their own first step. None = constant.
 
