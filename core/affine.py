@@ -1,4 +1,4 @@
-# ruff: noqa: ANN001, ANN201, ANN202 - numba compiles the kernels for the types they are called with
+# ruff: noqa: ANN001, ANN202 - numba compiles the kernels for the types they are called with
 """Many points through few small matrices: rotations, projections, clip space.
 
 On the CPU a fused kernel with its gradient, parallel over the batch and the same for any number of
@@ -15,6 +15,18 @@ from numba import njit
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from core.blocks import (
+    BLOCK,
+    NEIGHBOURS,
+    are_many,
+    laid_out,
+    new,
+    pieces,
+    read,
+    read_row,
+    write,
+    write_row,
+)
 from core.rasterize.kernels import kernel
 from core.rasterize.threads import over_images
 
@@ -39,8 +51,13 @@ class _Affine(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, points: Tensor, matrix: Tensor, offset: Tensor) -> Tensor:
         ctx.save_for_backward(points, matrix)
-        result = points.new_empty(*points.shape[:2], matrix.shape[1])
-        over_images(_forward, len(points), points, matrix, offset, result)
+        result = new(points, matrix.shape[1], planar=False)
+        cut = pieces(*points.shape[:2])
+        count = len(points) * cut[0]
+        over_images(
+            _forward, count, *cut, *laid_out(points), matrix, offset, *laid_out(result),
+            parallel=are_many(points),
+        )  # fmt: skip
         return result
 
     @staticmethod
@@ -48,67 +65,75 @@ class _Affine(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
         points, matrix = ctx.saved_tensors
         wants_points = ctx.needs_input_grad[0]
-        # the kernel leaves out the points' gradient if it has no images
-        grad_points = torch.empty_like(points if wants_points else points[:0])
-        grad_matrix = torch.empty_like(matrix, memory_format=torch.contiguous_format)
-        grad_offset = matrix.new_empty(matrix.shape[:2])
+        given, planar = laid_out(points)
+        grad_points = new(points if wants_points else points[:0], 3, planar)
+        parts, size = pieces(*points.shape[:2])
+        sums = matrix.new_empty(len(points), parts, matrix.shape[1], 4, dtype=torch.float64)
         over_images(
-            _backward, len(points), points, matrix, gradient, grad_points, grad_matrix, grad_offset
-        )
-        return grad_points if wants_points else None, grad_matrix, grad_offset
+            _backward, len(points) * parts, parts, size, given, planar, matrix,
+            *laid_out(gradient), laid_out(grad_points)[0], sums.flatten(0, 1),
+            parallel=are_many(points),
+        )  # fmt: skip
+        grad_matrix, grad_offset = sums.sum(1).to(matrix.dtype).split([3, 1], -1)
+        return grad_points if wants_points else None, grad_matrix, grad_offset[..., 0]
 
 
-# Points are copied BLOCK at a time, however they lie, into rows, over which the loops vectorise.
-BLOCK = 256
-X, Y, Z, E, DX, DY, DZ = (BLOCK * row for row in range(7))
+X, Y, Z, DX, DY, DZ, E, RESULT = (BLOCK * row for row in range(8))
+ROWS = 7 + max(NEIGHBOURS)
 
 
 @kernel
 @no_type_check
-def _forward(first, last, points, matrix, offset, result):
-    work = np.zeros(7 * BLOCK, points.dtype)
-    for image in range(first, last):
-        for start in range(0, points.shape[1], BLOCK):
-            count = min(BLOCK, points.shape[1] - start)
-            load(points[image], start, count, work)
-            for row in range(matrix.shape[1]):
+def _forward(first, last, parts, size, points, planar, matrix, offset, result, planes):
+    number, components = points.shape[1] // 3, matrix.shape[1]
+    work = np.zeros(ROWS * BLOCK, points.dtype)
+    for piece in range(first, last):
+        image, begin = piece // parts, piece % parts * size
+        for start in range(begin, min(begin + size, number), BLOCK):
+            count = min(BLOCK, number - start)
+            read(points[image], number, start, count, 3, planar, X, work)
+            for row in range(components):
                 a, b, c = matrix[image, row, 0], matrix[image, row, 1], matrix[image, row, 2]
                 _combine(a, b, c, offset[image, row], work)
-                result[image, start : start + count, row] = work[E : E + count]
+                if planes:
+                    write_row(result[image], row * number + start, count, E, work)
+                else:
+                    write_row(work, RESULT + row * BLOCK, BLOCK, E, work)
+            if not planes:
+                write(result[image], number, start, count, components, False, RESULT, work)
     return 0
 
 
 @kernel
 @no_type_check
-def _backward(first, last, points, matrix, grad, grad_points, grad_matrix, grad_offset):
-    work = np.zeros(7 * BLOCK, points.dtype)
-    for image in range(first, last):
-        sums = np.zeros((matrix.shape[1], 4))  # of the gradient times x, y, z, 1
-        for start in range(0, points.shape[1], BLOCK):
-            count = min(BLOCK, points.shape[1] - start)
-            load(points[image], start, count, work)
-            work[DX:] = 0
-            work[E + count : E + BLOCK] = 0
-            for row in range(matrix.shape[1]):
-                work[E : E + count] = grad[image, start : start + count, row]
+def _backward(
+    first, last, parts, size, points, planar, matrix, grad, planes, grad_points, all_sums
+):
+    """Write the points' gradient, unless it has no images, and sums for the others."""
+    number, components = points.shape[1] // 3, matrix.shape[1]
+    work = np.zeros(ROWS * BLOCK, points.dtype)
+    for piece in range(first, last):
+        image, begin = piece // parts, piece % parts * size
+        sums = all_sums[piece]  # of the gradient times x, y, z, 1
+        sums[:] = 0
+        for start in range(begin, min(begin + size, number), BLOCK):
+            count = min(BLOCK, number - start)
+            read(points[image], number, start, count, 3, planar, X, work)
+            if not planes:
+                read(grad[image], number, start, count, components, False, RESULT, work)
+            work[DX : DZ + BLOCK] = 0
+            for row in range(components):
+                if planes:
+                    read_row(grad[image], row * number + start, count, E, work)
+                else:
+                    read_row(work, RESULT + row * BLOCK, BLOCK, E, work)
                 _add_sums(work, sums[row])
                 if len(grad_points):
                     a, b, c = matrix[image, row, 0], matrix[image, row, 1], matrix[image, row, 2]
                     _add_slopes(a, b, c, work)
             if len(grad_points):
-                for axis, row in enumerate((DX, DY, DZ)):
-                    grad_points[image, start : start + count, axis] = work[row : row + count]
-        grad_matrix[image] = sums[:, :3]
-        grad_offset[image] = sums[:, 3]
+                write(grad_points[image], number, start, count, 3, planar, DX, work)
     return 0
-
-
-@kernel
-@no_type_check
-def load(points, start, count, work):
-    """Copy ``count`` points into the rows X, Y, Z of a block."""
-    for axis, row in enumerate((X, Y, Z)):
-        work[row : row + count] = points[start : start + count, axis]
 
 
 @kernel

@@ -25,7 +25,18 @@ from numba import njit
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from core.affine import BLOCK, DX, DY, DZ, E, X, Y, Z, load
+from core.blocks import (
+    BLOCK,
+    NEIGHBOURS,
+    are_many,
+    laid_out,
+    new,
+    pieces,
+    read,
+    read_row,
+    write,
+    write_row,
+)
 from core.precision import at_least_float32, without_autocast
 from core.rasterize.kernels import kernel
 from core.rasterize.threads import over_images
@@ -109,12 +120,13 @@ class _Shade(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, normals: Tensor, light: Tensor, planes: bool) -> Tensor:
         ctx.save_for_backward(normals, light)
-        count, points, channels = *normals.shape[:2], light.shape[-1]
-        if planes:
-            irradiance = normals.new_empty(count, channels, points).mT
-        else:
-            irradiance = normals.new_empty(count, points, channels)
-        over_images(_forward, count, normals, light, irradiance)
+        irradiance = new(normals, light.shape[-1], planes)
+        cut = pieces(*normals.shape[:2])
+        count = len(normals) * cut[0]
+        over_images(
+            _forward, count, *cut, *laid_out(normals), light, *laid_out(irradiance),
+            parallel=are_many(normals),
+        )  # fmt: skip
         return irradiance
 
     @staticmethod
@@ -122,57 +134,90 @@ class _Shade(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor, None]:
         normals, light = ctx.saved_tensors
         wants_normals = ctx.needs_input_grad[0]
-        grad_normals = torch.empty_like(normals if wants_normals else normals[:0])
+        given, planar = laid_out(normals)
+        grad_normals = new(normals if wants_normals else normals[:0], 3, planar)
         grad_light = torch.empty_like(light, memory_format=torch.contiguous_format)
-        over_images(_backward, len(normals), normals, light, gradient, grad_normals, grad_light)
+        cut = pieces(*normals.shape[:2])
+        sums = light.new_empty(len(normals) * cut[0], *light.shape[1:], dtype=torch.float64)
+        over_images(
+            _backward, len(sums), *cut, given, planar, light, *laid_out(gradient),
+            laid_out(grad_normals)[0], sums, parallel=are_many(normals),
+        )  # fmt: skip
+        _gather(cut[0], sums.numpy(), grad_light.numpy())
         return grad_normals if wants_normals else None, grad_light, None
 
 
-# Irradiance is a polynomial of the normal, whose coefficients are the light's times FACTORS; the
-# kernels are vectorised over blocks of points as those of core.affine.
+# Irradiance is a polynomial of the normal, whose coefficients are the light's times FACTORS.
 F0, F1, F4, F6, F8 = FACTORS[0], FACTORS[1], FACTORS[4], FACTORS[6], FACTORS[8]
+# Rows of a block.
+X, Y, Z, DX, DY, DZ, E, COLOURS = (BLOCK * row for row in range(8))
+ROWS = 7 + max(NEIGHBOURS)
 
 
 @kernel
 @no_type_check
-def _forward(first, last, normals, light, irradiance):
-    points, channels = irradiance.shape[1:]
-    work, k = np.zeros(7 * BLOCK, normals.dtype), np.empty(9, normals.dtype)
-    for image in range(first, last):
-        for start in range(0, points, BLOCK):
+def _forward(first, last, parts, size, normals, planar, light, irradiance, planes):
+    points, channels = normals.shape[1] // 3, light.shape[2]
+    work, k = np.zeros(ROWS * BLOCK, normals.dtype), np.empty(9, normals.dtype)
+    for piece in range(first, last):
+        image, begin = piece // parts, piece % parts * size
+        for start in range(begin, min(begin + size, points), BLOCK):
             count = min(BLOCK, points - start)
-            load(normals[image], start, count, work)
+            read(normals[image], points, start, count, 3, planar, X, work)
             for channel in range(channels):
                 _coefficients(light[image], channel, k)
                 _evaluate(k, work)
-                irradiance[image, start : start + count, channel] = work[E : E + count]
+                if planes:
+                    write_row(irradiance[image], channel * points + start, count, E, work)
+                else:
+                    write_row(work, COLOURS + channel * BLOCK, BLOCK, E, work)
+            if not planes:
+                write(irradiance[image], points, start, count, channels, False, COLOURS, work)
     return 0
 
 
 @kernel
 @no_type_check
-def _backward(first, last, normals, light, grad, grad_normals, grad_light):
-    """Write the gradients; that of the normals is left out if it has no images."""
-    points, channels = grad.shape[1:]
-    work, k = np.zeros(7 * BLOCK, normals.dtype), np.empty(9, normals.dtype)
-    for image in range(first, last):
-        sums = np.zeros((9, channels))  # of the gradient times 1, y, z, x, ...
-        for start in range(0, points, BLOCK):
+def _backward(
+    first, last, parts, size, normals, planar, light, grad, planes, grad_normals, all_sums
+):
+    """Write the normals' gradient, unless it has no images, and the terms of the light's."""
+    points, channels = normals.shape[1] // 3, light.shape[2]
+    work, k = np.zeros(ROWS * BLOCK, normals.dtype), np.empty(9, normals.dtype)
+    for piece in range(first, last):
+        image, begin = piece // parts, piece % parts * size
+        sums = all_sums[piece]  # of the gradient times 1, y, z, x, ...
+        sums[:] = 0
+        for start in range(begin, min(begin + size, points), BLOCK):
             count = min(BLOCK, points - start)
-            load(normals[image], start, count, work)
-            work[DX:] = 0
-            work[E + count : E + BLOCK] = 0
+            read(normals[image], points, start, count, 3, planar, X, work)
+            if not planes:
+                read(grad[image], points, start, count, channels, False, COLOURS, work)
+            work[DX : DZ + BLOCK] = 0
             for channel in range(channels):
-                work[E : E + count] = grad[image, start : start + count, channel]
+                if planes:
+                    read_row(grad[image], channel * points + start, count, E, work)
+                else:
+                    read_row(work, COLOURS + channel * BLOCK, BLOCK, E, work)
                 _add_sums(work, sums[:, channel])
                 if len(grad_normals):
                     _coefficients(light[image], channel, k)
                     _add_slopes(k, work)
             if len(grad_normals):
-                for axis, row in enumerate((DX, DY, DZ)):
-                    grad_normals[image, start : start + count, axis] = work[row : row + count]
+                write(grad_normals[image], points, start, count, 3, planar, DX, work)
+    return 0
+
+
+@kernel
+@no_type_check
+def _gather(parts, sums, grad_light):
+    """The light's gradient from the sums of the images' pieces."""
+    images, _, channels = grad_light.shape
+    for image in range(images):
         for channel in range(channels):
-            s = sums[:, channel]
+            s = np.zeros(9)
+            for part in range(parts):
+                s += sums[image * parts + part, :, channel]
             grad_light[image, 0, channel] = F0 * s[0]
             grad_light[image, 6, channel] = F6 * (3 * s[6] - s[0])
             grad_light[image, 8, channel] = F8 * s[8]
@@ -180,7 +225,6 @@ def _backward(first, last, normals, light, grad, grad_normals, grad_light):
                 grad_light[image, row, channel] = F1 * s[row]
             for row in (4, 5, 7):
                 grad_light[image, row, channel] = F4 * s[row]
-    return 0
 
 
 @kernel
@@ -232,5 +276,5 @@ def _add_sums(work, sums):
         s6 += e * z * z
         s7 += e * x * z
         s8 += e * (x * x - y * y)
-    for row, value in enumerate((s0, s1, s2, s3, s4, s5, s6, s7, s8)):
-        sums[row] += value
+    for term, value in enumerate((s0, s1, s2, s3, s4, s5, s6, s7, s8)):
+        sums[term] += value

@@ -49,7 +49,8 @@ def test_strided_points_and_gradients():
     torch.testing.assert_close(*results)
 
 
-def test_the_same_for_any_number_of_threads():
+def test_the_same_for_any_number_of_threads(monkeypatch):
+    monkeypatch.setattr("core.blocks.FEW", 0)
     inputs = case(batch=(5,))
     before, results = torch.get_num_threads(), []
     try:

@@ -3,6 +3,7 @@
 import re
 import sys
 from importlib.machinery import ModuleSpec
+from itertools import chain
 from pathlib import Path
 from types import ModuleType
 
@@ -44,7 +45,7 @@ def test_candidates_take_turns(monkeypatch):
     timings = measure(rows, rounds=3)
     warm, rounds = log[:4], log[4:]
     assert sorted(warm) == [("a", 1), ("a", 1), ("b", 2), ("b", 2)]
-    assert rounds == 3 * [("a", 1), ("b", 2)]
+    assert rounds == 3 * [("a", 1), ("a", 1), ("b", 2), ("b", 2)]  # one not timed, one timed
     assert all(len(timing.samples) == 3 for timing in timings.values())
     assert torch.get_num_threads() == before
     with pytest.raises(ValueError, match="two candidates have the key 'a'"):
@@ -52,7 +53,8 @@ def test_candidates_take_turns(monkeypatch):
 
 
 def test_figures_are_medians_per_image_of_repeated_work(monkeypatch):
-    seconds, asked = iter([9.0, 0.001, *(4 * x for x in (5e-3, 1e-3, 2e-3, 3e-3, 4e-3))]), []
+    rounds = ((9.0, 4 * x) for x in (5e-3, 1e-3, 2e-3, 3e-3, 4e-3))
+    seconds, asked = iter([9.0, 0.001, *chain.from_iterable(rounds)]), []
 
     def sample(candidate, repeats):
         asked.append(repeats)
@@ -60,9 +62,23 @@ def test_figures_are_medians_per_image_of_repeated_work(monkeypatch):
 
     monkeypatch.setattr("benchmarks.speed.timing._sample", sample)
     timing = measure([Candidate("a", lambda: None, 10, 1)], rounds=5)["a"]
-    assert asked == [1, 1, 4, 4, 4, 4, 4]  # the first compiles, 1 ms is repeated to 4
+    # the first compiles, 1 ms is repeated to 4, after one run that wakes the threads
+    assert asked == [1, 1, *(5 * (1, 4))]
     assert timing.median == pytest.approx(0.3)
     assert timing.iqr == pytest.approx(0.2)
+
+
+def test_long_work_needs_no_run_that_wakes_threads(monkeypatch):
+    seconds, asked = iter([9.0, 0.1, 0.3, 0.2]), []
+
+    def sample(candidate, repeats):
+        asked.append(repeats)
+        return next(seconds)
+
+    monkeypatch.setattr("benchmarks.speed.timing._sample", sample)
+    timing = measure([Candidate("a", lambda: None, 10, 1)], rounds=2)["a"]
+    assert asked == [1, 1, 1, 1]
+    assert timing.samples == pytest.approx((30, 20))
 
 
 def test_refining_halves_the_longest_edges_and_keeps_the_surface():

@@ -11,6 +11,9 @@ from pathlib import Path
 import torch
 
 LEAST_S = 4e-3  # of a sample; shorter work is repeated
+# Shorter work is done once before each sample: of threads that slept, Linux may wake two on one
+# core, and takes some 16 ms to part them.
+SETTLED_S = 0.05
 PAUSE_S = 1e-2  # between candidates: a pool of threads that still spins would disturb the next
 QUIET = 0.1  # share of the cores that others may use before a sample is taken
 PATIENCE_S = 60.0  # after which a sample is taken anyway
@@ -65,18 +68,22 @@ def measure(
     if len(set(keys)) < len(keys):
         twice = sorted({key for key in keys if keys.count(key) > 1})
         raise ValueError(f"two candidates have the key {twice[0]!r}; each needs its own")
-    repeats, samples = {}, {key: list[float]() for key in keys}
+    repeats, short, samples = {}, {}, {key: list[float]() for key in keys}
     before = torch.get_num_threads()
     try:
         with _without_garbage_collection():
             for candidate in candidates:
                 _sample(candidate, 1)  # compiles, fills caches
-                repeats[candidate.key] = max(1, round(LEAST_S / _sample(candidate, 1)))
+                once = _sample(candidate, 1)
+                repeats[candidate.key] = max(1, round(LEAST_S / once))
+                short[candidate.key] = once < SETTLED_S
             for _ in range(rounds):
                 for candidate in candidates:
                     time.sleep(PAUSE_S)
                     if wait_quiet:
                         _wait_until_quiet()
+                    if short[candidate.key]:
+                        _sample(candidate, 1)
                     count = repeats[candidate.key]
                     seconds = _sample(candidate, count) / count
                     samples[candidate.key].append(1e3 * seconds / candidate.images)
