@@ -37,6 +37,7 @@ def test_candidates_take_turns(monkeypatch):
     log, before = [], torch.get_num_threads()
     monkeypatch.setattr("benchmarks.speed.timing.LEAST_S", 0.0)
     monkeypatch.setattr("benchmarks.speed.timing.PAUSE_S", 0.0)
+    monkeypatch.setattr("benchmarks.speed.timing.SETTLE_S", 0.0)
 
     def work(name):
         return lambda: log.append((name, torch.get_num_threads()))
@@ -45,7 +46,7 @@ def test_candidates_take_turns(monkeypatch):
     timings = measure(rows, rounds=3)
     warm, rounds = log[:4], log[4:]
     assert sorted(warm) == [("a", 1), ("a", 1), ("b", 2), ("b", 2)]
-    assert rounds == 3 * [("a", 1), ("a", 1), ("b", 2), ("b", 2)]  # one not timed, one timed
+    assert rounds == 3 * [("a", 1), ("b", 2)]
     assert all(len(timing.samples) == 3 for timing in timings.values())
     assert torch.get_num_threads() == before
     with pytest.raises(ValueError, match="two candidates have the key 'a'"):
@@ -62,14 +63,14 @@ def test_figures_are_medians_per_image_of_repeated_work(monkeypatch):
 
     monkeypatch.setattr("benchmarks.speed.timing._sample", sample)
     timing = measure([Candidate("a", lambda: None, 10, 1)], rounds=5)["a"]
-    # the first compiles, 1 ms is repeated to 4, after one run that wakes the threads
-    assert asked == [1, 1, *(5 * (1, 4))]
+    # the first compiles, 1 ms is repeated to 4, after 20 that wake the threads
+    assert asked == [1, 1, *(5 * (20, 4))]
     assert timing.median == pytest.approx(0.3)
     assert timing.iqr == pytest.approx(0.2)
 
 
 def test_long_work_needs_no_run_that_wakes_threads(monkeypatch):
-    seconds, asked = iter([9.0, 0.1, 0.3, 0.2]), []
+    seconds, asked = iter([9.0, 0.1, 0.0, 0.3, 0.0, 0.2]), []
 
     def sample(candidate, repeats):
         asked.append(repeats)
@@ -77,7 +78,7 @@ def test_long_work_needs_no_run_that_wakes_threads(monkeypatch):
 
     monkeypatch.setattr("benchmarks.speed.timing._sample", sample)
     timing = measure([Candidate("a", lambda: None, 10, 1)], rounds=2)["a"]
-    assert asked == [1, 1, 1, 1]
+    assert asked == [1, 1, 0, 1, 0, 1]  # as it is longer than threads take to settle
     assert timing.samples == pytest.approx((30, 20))
 
 

@@ -8,8 +8,8 @@
 
 **Method**: what is compared is built first, then run in turn, round after round, in one process;
 figures are medians over the rounds and interquartile ranges (IQR), in milliseconds per image. Each
-sample repeats its work until it takes 4 ms, after a pause and, if it is short, one run that is not
-timed: it wakes the threads. On other days and machines the times differ; the
+sample repeats its work until it takes 4 ms, after a pause and 20 ms of the same work that are not
+timed: they wake the threads. On other days and machines the times differ; the
 *ratios* in a table are what to trust.
 
 **Scene**: the face region of the procedural face model, its longest edges halved until it has the

@@ -11,9 +11,9 @@ from pathlib import Path
 import torch
 
 LEAST_S = 4e-3  # of a sample; shorter work is repeated
-# Shorter work is done once before each sample: of threads that slept, Linux may wake two on one
-# core, and takes some 16 ms to part them.
-SETTLED_S = 0.05
+# Shorter work is done for so long before each sample: of threads that slept, Linux may wake two on
+# one core, and takes some 16 ms to part them.
+SETTLE_S = 2e-2
 PAUSE_S = 1e-2  # between candidates: a pool of threads that still spins would disturb the next
 QUIET = 0.1  # share of the cores that others may use before a sample is taken
 PATIENCE_S = 60.0  # after which a sample is taken anyway
@@ -68,7 +68,7 @@ def measure(
     if len(set(keys)) < len(keys):
         twice = sorted({key for key in keys if keys.count(key) > 1})
         raise ValueError(f"two candidates have the key {twice[0]!r}; each needs its own")
-    repeats, short, samples = {}, {}, {key: list[float]() for key in keys}
+    repeats, before_it, samples = {}, {}, {key: list[float]() for key in keys}
     before = torch.get_num_threads()
     try:
         with _without_garbage_collection():
@@ -76,14 +76,13 @@ def measure(
                 _sample(candidate, 1)  # compiles, fills caches
                 once = _sample(candidate, 1)
                 repeats[candidate.key] = max(1, round(LEAST_S / once))
-                short[candidate.key] = once < SETTLED_S
+                before_it[candidate.key] = round(SETTLE_S / once)
             for _ in range(rounds):
                 for candidate in candidates:
                     time.sleep(PAUSE_S)
                     if wait_quiet:
                         _wait_until_quiet()
-                    if short[candidate.key]:
-                        _sample(candidate, 1)
+                    _sample(candidate, before_it[candidate.key])
                     count = repeats[candidate.key]
                     seconds = _sample(candidate, count) / count
                     samples[candidate.key].append(1e3 * seconds / candidate.images)
