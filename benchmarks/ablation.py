@@ -71,14 +71,14 @@ GEOMETRY = (
     *("nme_percent", "nme_to_90_percent", "pose_degrees", "pose_to_90_degrees"),
     *("shape_mm", "neutral_mm"),
 )
+SHADING = ("shading_percent", "shading_share_percent")
 DENSE = ("dense_own_all_percent", "dense_own_to_90_percent")
 ABLATIONS = {
     "iest": Ablation("cest", "configs/ablations/cest_iest.yaml"),
     "photometric_landmark": Ablation("deng", "configs/ablations/deng_photometric_landmark.yaml"),
     "landmark_perceptual": Ablation("deng", "configs/ablations/deng_landmark_perceptual.yaml"),
-    "single_frames": Ablation(
-        "fml", "configs/ablations/fml_train1.yaml", (*ALL, "shading_percent")
-    ),
+    "single_frames": Ablation("fml", "configs/ablations/fml_train1.yaml", (*ALL, *SHADING)),
+    "two_frames": Ablation("fml", "configs/ablations/fml_train2.yaml", (*ALL, *SHADING)),
     "single_views": Ablation(
         "mgcnet",
         "configs/ablations/mgcnet_baseline.yaml",
@@ -240,14 +240,14 @@ def table(summary: dict[str, Any], name: str) -> str:
     method, other = ablation.method.upper(), name.upper().replace("_", " ")
     lines = [
         f"{method} against {other}, seeds {summary['seeds']}: mean ± standard deviation over "
-        "them; lower is better.",
+        "them; nearer to 0 is better.",
         "",
         f"| metric | {method} | {other} | seeds won by {method} |",
         "|---|---|---|---|",
     ]
     for metric in ablation.compared:
         ours, theirs = summary[ablation.method][metric], summary[name][metric]
-        won = sum(a < b for a, b in zip(ours["values"], theirs["values"], strict=True))
+        won = sum(abs(a) < abs(b) for a, b in zip(ours["values"], theirs["values"], strict=True))
         cells = [f"{x['mean']:.2f} ± {x['std']:.2f}" for x in (ours, theirs)]
         lines.append(f"| {metric} | {cells[0]} | {cells[1]} | {won} of {len(ours['values'])} |")
     return "\n".join(lines) + "\n"

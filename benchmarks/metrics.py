@@ -171,16 +171,53 @@ def shading_percent(
         shading: irradiance, also at least ``DARK``.
         mask: weights of the texels; an empty one gives NaN. Where nothing varies the result is 0.
     """
-
-    def varied(values: Tensor) -> Tensor:
-        logs = values.mean(-3, keepdim=True).clamp(min=DARK).log()
-        mean = (logs * mask).sum((-2, -1), keepdim=True) / mask.sum((-2, -1), keepdim=True)
-        return (logs - mean) * mask.sqrt()
-
-    error, light = varied(predicted) - varied(target), varied(shading)
-    pairs = (error, light), (error, error), (light, light)
-    together, of_error, of_light = ((one * other).sum((-3, -2, -1)) for one, other in pairs)
+    error = _logarithm(predicted, mask) - _logarithm(target, mask)
+    light = _logarithm(shading, mask)
+    together, of_error, of_light = _products((error, light), (error, error), (light, light))
     return 100 * together / (of_error * of_light).sqrt().clamp(min=1e-12)
+
+
+def shading_share_percent(
+    predicted: Float[Tensor, "*b 3 h w"],
+    target: Float[Tensor, "*b 3 h w"],
+    shading: Float[Tensor, "*b 1 h w"],
+    mask: Float[Tensor, "*b 1 h w"],
+) -> Float[Tensor, "*b"]:
+    """Which power of the shading is in a reflectance, in %: the least-squares coefficient of
+    log(shading) where it explains log(predicted) together with log(target).
+
+    100 is a reflectance that has taken all of the shading over. Unlike ``shading_percent`` it is 0
+    for any power of the target, so also for a reflectance that tells little or nothing apart.
+
+    Args:
+        predicted: RGB, as a UV map; its mean over the channels counts, at least ``DARK``.
+        target: the same.
+        shading: irradiance, also at least ``DARK``.
+        mask: weights of the texels; an empty one gives NaN. Where target and shading vary alike,
+            or do not vary, the result is 0.
+    """
+    found, true = _logarithm(predicted, mask), _logarithm(target, mask)
+    light = _logarithm(shading, mask)
+    light_found, true_found, light_true, of_true, of_light = _products(
+        (light, found), (true, found), (light, true), (true, true), (light, light)
+    )
+    determinant = of_light * of_true - light_true.square()
+    tells = determinant > 1e-6 * of_light * of_true
+    share = (light_found * of_true - true_found * light_true) / determinant.where(tells, torch.inf)
+    return 100 * share.where(mask.sum((-3, -2, -1)) > 0, torch.nan)
+
+
+def _logarithm(
+    values: Float[Tensor, "*b c h w"], mask: Float[Tensor, "*b 1 h w"]
+) -> Float[Tensor, "*b 1 h w"]:
+    """Of the mean over channels, minus its own mean over the mask, weighted for sums of squares."""
+    logs = values.mean(-3, keepdim=True).clamp(min=DARK).log()
+    mean = (logs * mask).sum((-2, -1), keepdim=True) / mask.sum((-2, -1), keepdim=True)
+    return (logs - mean) * mask.sqrt()
+
+
+def _products(*pairs: tuple[Tensor, Tensor]) -> list[Tensor]:
+    return [(one * other).sum((-3, -2, -1)) for one, other in pairs]
 
 
 def albedo_255(

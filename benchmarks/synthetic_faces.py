@@ -72,6 +72,7 @@ MEANING = {
     "albedo_255": "reflectance up to a gain per channel",
     "albedo_raw_255": "reflectance as it is",
     "shading_percent": "correlation of the reflectance's error with the shading",
+    "shading_share_percent": "power of the shading in the reflectance",
     "photometric_255": "colour, mean over channels",
     "photometric_rgb_255": "colour, Euclidean in RGB",
     "coverage_percent": "of the seen face that is drawn (higher is better)",
@@ -95,7 +96,7 @@ class SyntheticFaces(Benchmark):
     * Reflectance: mean absolute difference over the texels of a 96 x 96 UV map that the true face
       shows and nothing covers; as it is, and after a gain for each channel, since light and
       reflectance are known only up to it. Over the same texels the correlation of its relative
-      error with the true shading: how much light is left in it.
+      error with the true shading, and the power of the shading in it: how much light is left.
     * Photometric: the drawn face against the crop, in the pixels that are both drawn and visible
       face (the true mask, without occluders); coverage says how much of the latter that is. Light
       coefficients are not compared.
@@ -462,9 +463,9 @@ def _score_finite(
         scores["albedo_255"] = metrics.albedo_255(*maps, gain=True)
         scores["albedo_raw_255"] = metrics.albedo_255(*maps, gain=False)
         found, true, texels = maps
-        scores["shading_percent"] = metrics.shading_percent(
-            found, true, batch.shading[rows, 0], texels
-        )
+        light = batch.shading[rows, 0]
+        scores["shading_percent"] = metrics.shading_percent(found, true, light, texels)
+        scores["shading_share_percent"] = metrics.shading_share_percent(found, true, light, texels)
     return scores, failed
 
 

@@ -220,6 +220,32 @@ def test_shading_left_in_the_reflectance():
     assert not found(target).any()
 
 
+def test_the_share_of_the_shading_in_the_reflectance():
+    """Of products of powers it is the shading's power, whatever that of the target is."""
+    random = torch.Generator().manual_seed(0)
+    target = (0.2 + 0.6 * torch.rand(2, 1, 40, 50, generator=random)).expand(2, 3, 40, 50)
+    shading = 0.3 + torch.rand(2, 1, 40, 50, generator=random) + target[:, :1]
+    mask = (torch.rand(2, 1, 40, 50, generator=random) > 0.3).float()
+
+    def found(predicted, true=target):
+        return metrics.shading_share_percent(predicted, true, shading, mask)
+
+    for of_target in (0, 0.4, 1):
+        for of_shading in (-0.1, 0, 0.25, 1):
+            predicted = 0.7 * target.pow(of_target) * shading.pow(of_shading)
+            wanted = torch.full((2,), 100.0 * of_shading)
+            torch.testing.assert_close(found(predicted), wanted, atol=1e-2, rtol=0)
+    noise = target * (0.1 + torch.rand(2, 1, 40, 50, generator=random))
+    where = mask[0, 0].bool()
+    logs = [x[0, 0][where].double().log().numpy() for x in (noise, target, shading)]
+    design = np.stack([*logs[1:], np.ones_like(logs[0])], 1)
+    expected = 100 * np.linalg.lstsq(design, logs[0], rcond=None)[0][1]
+    assert float(found(noise)[0]) == pytest.approx(expected, abs=1e-2)
+    torch.testing.assert_close(found(noise * shading.pow(1 - mask)), found(noise))
+    assert metrics.shading_share_percent(noise, target, shading, 0 * mask).isnan().all()
+    assert not found(noise, shading.expand(-1, 3, -1, -1)).any()  # which of the two, none can tell
+
+
 def test_cumulative_shares_count_what_could_not_be_scored_as_bad():
     errors = torch.tensor([1.0, 2.0, 3.0, torch.nan])
     found = metrics.cumulative_percent(errors, torch.tensor([0.5, 1.0, 2.5, 100.0]))
