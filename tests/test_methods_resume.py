@@ -17,7 +17,7 @@ class Killed(BaseException):
     pass
 
 
-@pytest.mark.parametrize("method", ["methods.cest.CEST", "methods.deng.Deng"])
+@pytest.mark.parametrize("method", ["methods.cest.CEST", "methods.deng.Deng", "methods.fml.FML"])
 def test_killed_and_resumed_equals_uninterrupted(method, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     stem = method.split(".")[1]
@@ -45,11 +45,11 @@ def test_killed_and_resumed_equals_uninterrupted(method, tmp_path, monkeypatch):
     fit("whole")
     with monkeypatch.context() as patch:
 
-        def kill(self, batch, batch_idx):
+        def kill(self, loss):
             if self.global_step == 3:
                 raise Killed
 
-        patch.setattr(FaceMethod, "on_train_batch_start", kill)
+        patch.setattr(FaceMethod, "on_before_backward", kill)
         with pytest.raises(Killed):
             fit("killed")
     fit("killed")
