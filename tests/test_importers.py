@@ -54,7 +54,8 @@ def imported(tmp_path_factory):
             SECONDS[f"{name}-{variant}"] = time.process_time() - start
         return written[name], models[name, variant][0], root / name
 
-    return get
+    yield get
+    shutil.rmtree(root)  # gigabytes
 
 
 def vertex(array, i):
