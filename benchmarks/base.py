@@ -410,8 +410,8 @@ def _number(value: float | None, digits: int) -> str:
 
 
 def _share(value: Summary, other: Summary) -> str:
-    """The mean as a percentage of another's."""
-    if value.mean is None or not other.mean:
+    """The mean as a percentage of another's; of what is below 0, as signed figures may be, none."""
+    if value.mean is None or other.mean is None or other.mean <= 0 or value.mean < 0:
         return "–"
     return f"{100 * value.mean / other.mean:.0f} %"
 

@@ -169,6 +169,17 @@ def test_albedo_is_compared_up_to_a_gain_and_raw(root, perfect):
     )
 
 
+@pytest.mark.parametrize(
+    ("mean", "other", "shown"), [(1.0, 4.0, "25 %"), (-1.0, 4.0, "–"), (1.0, -4.0, "–")]
+)
+def test_only_what_cannot_be_negative_is_shown_as_a_share(perfect, mean, other, shown):
+    metric = perfect.metrics[0]
+    value, mean_face = replace(metric.value, mean=mean), replace(metric.value, mean=other)
+    metric = replace(metric, value=value, baselines={"mean face": mean_face})
+    table = replace(perfect, metrics=[metric]).to_markdown()
+    assert f"| {shown} |\n" in table
+
+
 def test_light_in_the_reflectance_is_found(root):
     """A third of the logarithm of each image's true light, taken for colour; or only grey."""
     model = load_truth(root, NAMES[0]).model
