@@ -17,7 +17,6 @@ from torch.autograd.function import once_differentiable
 
 from core.blocks import (
     BLOCK,
-    NEIGHBOURS,
     are_many,
     laid_out,
     new,
@@ -79,14 +78,13 @@ class _Affine(torch.autograd.Function):
 
 
 X, Y, Z, DX, DY, DZ, E, RESULT = (BLOCK * row for row in range(8))
-ROWS = 7 + max(NEIGHBOURS)
 
 
 @kernel
 @no_type_check
 def _forward(first, last, parts, size, points, planar, matrix, offset, result, planes):
     number, components = points.shape[1] // 3, matrix.shape[1]
-    work = np.zeros(ROWS * BLOCK, points.dtype)
+    work = np.zeros(RESULT + components * BLOCK, points.dtype)
     for piece in range(first, last):
         image, begin = piece // parts, piece % parts * size
         for start in range(begin, min(begin + size, number), BLOCK):
@@ -95,12 +93,8 @@ def _forward(first, last, parts, size, points, planar, matrix, offset, result, p
             for row in range(components):
                 a, b, c = matrix[image, row, 0], matrix[image, row, 1], matrix[image, row, 2]
                 _combine(a, b, c, offset[image, row], work)
-                if planes:
-                    write_row(result[image], row * number + start, count, E, work)
-                else:
-                    write_row(work, RESULT + row * BLOCK, BLOCK, E, work)
-            if not planes:
-                write(result[image], number, start, count, components, False, RESULT, work)
+                write_row(work, RESULT + row * BLOCK, BLOCK, E, work)
+            write(result[image], number, start, count, components, planes, RESULT, work)
     return 0
 
 
@@ -111,7 +105,7 @@ def _backward(
 ):
     """Write the points' gradient, unless it has no images, and sums for the others."""
     number, components = points.shape[1] // 3, matrix.shape[1]
-    work = np.zeros(ROWS * BLOCK, points.dtype)
+    work = np.zeros(RESULT + components * BLOCK, points.dtype)
     for piece in range(first, last):
         image, begin = piece // parts, piece % parts * size
         sums = all_sums[piece]  # of the gradient times x, y, z, 1
@@ -119,14 +113,10 @@ def _backward(
         for start in range(begin, min(begin + size, number), BLOCK):
             count = min(BLOCK, number - start)
             read(points[image], number, start, count, 3, planar, X, work)
-            if not planes:
-                read(grad[image], number, start, count, components, False, RESULT, work)
+            read(grad[image], number, start, count, components, planes, RESULT, work)
             work[DX : DZ + BLOCK] = 0
             for row in range(components):
-                if planes:
-                    read_row(grad[image], row * number + start, count, E, work)
-                else:
-                    read_row(work, RESULT + row * BLOCK, BLOCK, E, work)
+                read_row(work, RESULT + row * BLOCK, BLOCK, E, work)
                 _add_sums(work, sums[row])
                 if len(grad_points):
                     a, b, c = matrix[image, row, 0], matrix[image, row, 1], matrix[image, row, 2]

@@ -27,7 +27,6 @@ from torch.autograd.function import once_differentiable
 
 from core.blocks import (
     BLOCK,
-    NEIGHBOURS,
     are_many,
     laid_out,
     new,
@@ -151,14 +150,13 @@ class _Shade(torch.autograd.Function):
 F0, F1, F4, F6, F8 = FACTORS[0], FACTORS[1], FACTORS[4], FACTORS[6], FACTORS[8]
 # Rows of a block.
 X, Y, Z, DX, DY, DZ, E, COLOURS = (BLOCK * row for row in range(8))
-ROWS = 7 + max(NEIGHBOURS)
 
 
 @kernel
 @no_type_check
 def _forward(first, last, parts, size, normals, planar, light, irradiance, planes):
     points, channels = normals.shape[1] // 3, light.shape[2]
-    work, k = np.zeros(ROWS * BLOCK, normals.dtype), np.empty(9, normals.dtype)
+    work, k = np.zeros(COLOURS + channels * BLOCK, normals.dtype), np.empty(9, normals.dtype)
     for piece in range(first, last):
         image, begin = piece // parts, piece % parts * size
         for start in range(begin, min(begin + size, points), BLOCK):
@@ -167,12 +165,8 @@ def _forward(first, last, parts, size, normals, planar, light, irradiance, plane
             for channel in range(channels):
                 _coefficients(light[image], channel, k)
                 _evaluate(k, work)
-                if planes:
-                    write_row(irradiance[image], channel * points + start, count, E, work)
-                else:
-                    write_row(work, COLOURS + channel * BLOCK, BLOCK, E, work)
-            if not planes:
-                write(irradiance[image], points, start, count, channels, False, COLOURS, work)
+                write_row(work, COLOURS + channel * BLOCK, BLOCK, E, work)
+            write(irradiance[image], points, start, count, channels, planes, COLOURS, work)
     return 0
 
 
@@ -183,7 +177,7 @@ def _backward(
 ):
     """Write the normals' gradient, unless it has no images, and the terms of the light's."""
     points, channels = normals.shape[1] // 3, light.shape[2]
-    work, k = np.zeros(ROWS * BLOCK, normals.dtype), np.empty(9, normals.dtype)
+    work, k = np.zeros(COLOURS + channels * BLOCK, normals.dtype), np.empty(9, normals.dtype)
     for piece in range(first, last):
         image, begin = piece // parts, piece % parts * size
         sums = all_sums[piece]  # of the gradient times 1, y, z, x, ...
@@ -191,14 +185,10 @@ def _backward(
         for start in range(begin, min(begin + size, points), BLOCK):
             count = min(BLOCK, points - start)
             read(normals[image], points, start, count, 3, planar, X, work)
-            if not planes:
-                read(grad[image], points, start, count, channels, False, COLOURS, work)
+            read(grad[image], points, start, count, channels, planes, COLOURS, work)
             work[DX : DZ + BLOCK] = 0
             for channel in range(channels):
-                if planes:
-                    read_row(grad[image], channel * points + start, count, E, work)
-                else:
-                    read_row(work, COLOURS + channel * BLOCK, BLOCK, E, work)
+                read_row(work, COLOURS + channel * BLOCK, BLOCK, E, work)
                 _add_sums(work, sums[:, channel])
                 if len(grad_normals):
                     _coefficients(light[image], channel, k)
