@@ -71,7 +71,7 @@ GEOMETRY = (
     *("nme_percent", "nme_to_90_percent", "pose_degrees", "pose_to_90_degrees"),
     *("shape_mm", "neutral_mm"),
 )
-SHADING = ("shading_percent", "shading_share_percent")
+SHADING = ("shading_percent", "shading_power_percent")
 DENSE = ("dense_own_all_percent", "dense_own_to_90_percent")
 ABLATIONS = {
     "iest": Ablation("cest", "configs/ablations/cest_iest.yaml"),
@@ -159,7 +159,7 @@ def train_and_score(
     ablation: Ablation, run: Path, seed: int, options: list[str]
 ) -> dict[str, float]:
     """The means of the metrics after training in this folder; a finished run is not trained
-    again.
+    again, and scored again only if a metric is not among its results.
 
     Raises:
         MonofaceError: a run with other options, or with unknown ones, is there.
@@ -168,12 +168,11 @@ def train_and_score(
     options = [option.replace("{seed}", str(seed)) for option in options]
     _claim(run, options)
     scored = {name: run / "benchmarks" / f"{name}.json" for name in (SYNTHETIC, SWAP)}
-    if not scored[SYNTHETIC].is_file():
-        for subcommand in ("fit", "test"):
-            command = [sys.executable, "-m", f"methods.{ablation.method}", subcommand]
-            command += [f"--config=configs/{ablation.method}.yaml", *options, "--ckpt_path=last"]
-            command += [f"--trainer.default_root_dir={run}", f"--seed_everything={seed}"]
-            subprocess.run(command, check=True)
+    for subcommand in _missing(scored[SYNTHETIC], ablation.metrics):
+        command = [sys.executable, "-m", f"methods.{ablation.method}", subcommand]
+        command += [f"--config=configs/{ablation.method}.yaml", *options, "--ckpt_path=last"]
+        command += [f"--trainer.default_root_dir={run}", f"--seed_everything={seed}"]
+        subprocess.run(command, check=True)
     if ablation.swapped and not scored[SWAP].is_file():
         checkpoint = run / "checkpoints/last.ckpt"
         command = [sys.executable, "-m", "benchmarks", "run", "synthetic", "--swap"]
@@ -184,6 +183,14 @@ def train_and_score(
         metrics = json.loads(scored[benchmark].read_text())["metrics"] if names else {}
         values |= {name: metrics[name]["value"]["mean"] for name in names}
     return values
+
+
+def _missing(scored: Path, metrics: tuple[str, ...]) -> tuple[str, ...]:
+    """What of training and scoring a run lacks."""
+    if not scored.is_file():
+        return "fit", "test"
+    known = json.loads(scored.read_text(encoding="utf-8"))["metrics"]
+    return () if set(metrics) <= known.keys() else ("test",)
 
 
 def _claim(run: Path, options: list[str]) -> None:

@@ -17,6 +17,7 @@ YAW_BINS = (30.0, 60.0)
 """|yaw| <= 30, (30, 60] and > 60 degrees: the bins of AFLW2000-3D (Zhu et al. 2016)."""
 
 
+FLAT = 1e-4  # of a logarithm's standard deviation: less counts as none
 DARK = 0.02  # of reflectance and shading, whose logarithms are taken: less is this much
 
 
@@ -177,7 +178,7 @@ def shading_percent(
     return 100 * together / (of_error * of_light).sqrt().clamp(min=1e-12)
 
 
-def shading_share_percent(
+def shading_power_percent(
     predicted: Float[Tensor, "*b 3 h w"],
     target: Float[Tensor, "*b 3 h w"],
     shading: Float[Tensor, "*b 1 h w"],
@@ -194,17 +195,22 @@ def shading_share_percent(
         target: the same.
         shading: irradiance, also at least ``DARK``.
         mask: weights of the texels; an empty one gives NaN. Where target and shading vary alike,
-            or do not vary, the result is 0.
+            or the shading does not vary, the result is 0.
     """
-    found, true = _logarithm(predicted, mask), _logarithm(target, mask)
-    light = _logarithm(shading, mask)
+    found, true, light = (
+        _logarithm(values.double(), mask.double()) for values in (predicted, target, shading)
+    )
     light_found, true_found, light_true, of_true, of_light = _products(
         (light, found), (true, found), (light, true), (true, true), (light, light)
     )
+    texels = mask.double().sum((-3, -2, -1))
+    still = FLAT**2 * texels  # what varies less does not vary
+    of_true = of_true.where(of_true > still, 0.0)
     determinant = of_light * of_true - light_true.square()
-    tells = determinant > 1e-6 * of_light * of_true
-    share = (light_found * of_true - true_found * light_true) / determinant.where(tells, torch.inf)
-    return 100 * share.where(mask.sum((-3, -2, -1)) > 0, torch.nan)
+    both = (light_found * of_true - true_found * light_true) / determinant
+    power = both.where(determinant > 1e-6 * of_light * of_true, 0.0)
+    power = power.where(of_true > 0, light_found / of_light).where(of_light > still, 0.0)
+    return 100 * power.where(texels > 0, torch.nan).to(predicted.dtype)
 
 
 def _logarithm(

@@ -72,7 +72,7 @@ MEANING = {
     "albedo_255": "reflectance up to a gain per channel",
     "albedo_raw_255": "reflectance as it is",
     "shading_percent": "correlation of the reflectance's error with the shading",
-    "shading_share_percent": "power of the shading in the reflectance",
+    "shading_power_percent": "power of the shading in the reflectance",
     "photometric_255": "colour, mean over channels",
     "photometric_rgb_255": "colour, Euclidean in RGB",
     "coverage_percent": "of the seen face that is drawn (higher is better)",
@@ -465,7 +465,7 @@ def _score_finite(
         found, true, texels = maps
         light = batch.shading[rows, 0]
         scores["shading_percent"] = metrics.shading_percent(found, true, light, texels)
-        scores["shading_share_percent"] = metrics.shading_share_percent(found, true, light, texels)
+        scores["shading_power_percent"] = metrics.shading_power_percent(found, true, light, texels)
     return scores, failed
 
 

@@ -1,9 +1,9 @@
 # ruff: noqa: ANN001, ANN202 - numba compiles the kernels for the types they are called with
 """Many points through few small matrices: rotations, projections, clip space.
 
-On the CPU a fused kernel with its gradient, parallel over the batch and the same for any number of
-threads: batched products with 3 x 3 matrices are several times slower. On other devices, and under
-torch.compile, plain operations.
+On the CPU a fused kernel with its gradient, parallel over images or, of few, their parts, and the
+same for any number of threads. On other devices, and under torch.compile, plain operations. Results
+are not always contiguous.
 """
 
 from typing import Any, no_type_check
@@ -35,9 +35,23 @@ def affine(
     matrix: Float[Tensor, "*b k 3"],
     offset: Float[Tensor, "*b k"] | None = None,
 ) -> Float[Tensor, "*b n k"]:
-    """Of each point matrix @ point + offset; all of one dtype."""
+    """Of each point matrix @ point + offset; all of one dtype.
+
+    Raises:
+        ValueError: shapes that do not belong together; batch axes are not broadcast.
+    """
+    batch, components = points.shape[:-2], matrix.shape[-2]
+    if points.shape[-1] != 3 or matrix.shape != (*batch, components, 3):
+        raise ValueError(
+            f"points {tuple(points.shape)} need a matrix {(*batch, 'k', 3)} and three components, "
+            f"got a matrix {tuple(matrix.shape)}"
+        )
     if offset is None:
         offset = torch.zeros_like(matrix[..., 0])
+    if offset.shape != matrix.shape[:-1]:
+        raise ValueError(
+            f"an offset {tuple(offset.shape)} does not belong to a matrix {tuple(matrix.shape)}"
+        )
     if points.device.type != "cpu" or torch.compiler.is_compiling():
         return points @ matrix.mT + offset[..., None, :]
     flat = (points[None].flatten(0, -3), matrix[None].flatten(0, -3), offset[None].flatten(0, -2))

@@ -21,8 +21,8 @@ FEW = 2**17  # so many points are done by one thread before a second has begun
 def laid_out(values: Tensor) -> tuple[Tensor, bool]:
     """The values "b n c" as "b (n c)" for the kernels, and whether each component is in one piece.
 
-    Copies nothing where each component lies in one piece, or where those of a point are neighbours
-    and three or four.
+    Copies nothing that lies in memory as a whole: image by image and in it each component in one
+    piece, or point by point if a point has three or four components.
     """
     images, points, components = values.shape
     planar = components not in NEIGHBOURS or not values.is_contiguous()

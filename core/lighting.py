@@ -11,8 +11,8 @@ of the radiance that arrives. Worked number: the normal (0, 0, -1) towards the v
 irradiance 0.709, which multiplies the albedo.
 
 On the CPU the shading is a fused kernel with its gradient, which keeps no basis functions; it is
-parallel over the batch and the same for any number of threads. On other devices, and under
-torch.compile, it is plain operations.
+parallel over images or, of few, their parts, and the same for any number of threads. On other
+devices, and under torch.compile, it is plain operations. Results are not always contiguous.
 """
 
 import math
@@ -107,6 +107,11 @@ def _is_fused(normals: Tensor) -> bool:
 def _fused(normals: Tensor, light: Tensor, planes: bool) -> Tensor:
     """Irradiance "*b n c" at normals "*b n 3"; with ``planes`` each channel lies in one piece."""
     batch = normals.shape[:-2]
+    if normals.shape[-1] != 3 or light.shape[:-1] != (*batch, 9):
+        raise ValueError(
+            f"normals {tuple(normals.shape)} need three components and light {(*batch, 9, 'c')}, "
+            f"got light {tuple(light.shape)}; batch axes are not broadcast"
+        )
     kind = torch.promote_types(at_least_float32(normals).dtype, light.dtype)
     normals, light = (tensor.to(kind)[None].flatten(0, -3) for tensor in (normals, light))
     irradiance = _Shade.apply(normals, light, planes)

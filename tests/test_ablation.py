@@ -96,6 +96,18 @@ def test_a_run_is_trained_and_scored_once_also_with_the_truth_swapped_in(tmp_pat
     assert len(commands) == 3
 
 
+def test_a_run_whose_results_lack_a_metric_is_scored_again(tmp_path, commands):
+    """As one of an earlier version may, which was not yet measured then."""
+    ablation = ABLATIONS["regressed_pose"]
+    first = train_and_score(ablation, tmp_path, 7, [])
+    path = tmp_path / "benchmarks/synthetic.json"
+    results = json.loads(path.read_text())
+    del results["metrics"][GEOMETRY[0]]
+    path.write_text(json.dumps(results))
+    assert train_and_score(ablation, tmp_path, 7, []) == first
+    assert [command[3] for command in commands[3:]] == ["test"]
+
+
 def test_a_run_of_other_options_is_not_used(tmp_path, commands):
     ablation, run = ABLATIONS["regressed_pose"], tmp_path / "pgn_7"
     train_and_score(ablation, run, 7, ["--trainer.max_steps=500"])

@@ -66,3 +66,20 @@ def test_the_same_for_any_number_of_threads(monkeypatch):
 def test_no_points_and_no_images():
     assert affine(torch.zeros(2, 0, 3), torch.zeros(2, 4, 3)).shape == (2, 0, 4)
     assert affine(torch.zeros(0, 5, 3), torch.zeros(0, 4, 3)).shape == (0, 5, 4)
+
+
+@pytest.mark.parametrize(
+    "shapes",
+    [
+        ((2, 9, 4), (2, 3, 3), (2, 3)),
+        ((2, 9, 2), (2, 3, 3), (2, 3)),
+        ((2, 9, 3), (1, 3, 3), (1, 3)),
+        ((2, 9, 3), (2, 3, 4), (2, 3)),
+        ((2, 9, 3), (2, 3, 3), (2, 4)),
+    ],
+)
+def test_shapes_that_do_not_belong_together_are_an_error(shapes):
+    """The kernels check no bounds; without the tests' checks of types nothing else would."""
+    function = getattr(affine, "__wrapped__", affine)
+    with pytest.raises(ValueError, match=r"need a matrix|does not belong"):
+        function(*(torch.zeros(shape) for shape in shapes))

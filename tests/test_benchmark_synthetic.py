@@ -193,10 +193,10 @@ def test_light_in_the_reflectance_is_found(root):
 
     lit = run(root, shaded)
     assert lit["shading_percent"].value.mean > 95
-    assert lit["shading_share_percent"].value.mean == pytest.approx(100 / 3, abs=2)
+    assert lit["shading_power_percent"].value.mean == pytest.approx(100 / 3, abs=2)
     grey = run(root, lambda face: replace(face, albedo_map=0 * face.albedo_map + 0.5))
     assert abs(grey["shading_percent"].value.mean) < 50
-    assert abs(grey["shading_share_percent"].value.mean) < 1e-3
+    assert abs(grey["shading_power_percent"].value.mean) < 1e-3
 
 
 def test_reflectance_of_the_side_turned_away_is_not_compared(root):

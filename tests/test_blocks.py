@@ -56,3 +56,14 @@ def test_pieces_are_whole_blocks_that_cover_the_points(images, points):
 def test_few_points_are_for_one_thread():
     assert not are_many(torch.zeros(2, 100, 3))
     assert are_many(torch.zeros(1, 3).expand(16, 50_000, 3))
+
+
+def test_pieces_are_the_same_for_any_number_of_threads():
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            found.append([pieces(images, 5000) for images in range(20)])
+    finally:
+        torch.set_num_threads(before)
+    assert found[0] == found[1]

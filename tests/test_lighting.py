@@ -145,3 +145,13 @@ def test_shade_does_not_depend_on_the_threads(monkeypatch):
 def test_no_points_and_no_images():
     assert shade_points(torch.zeros(2, 0, 3), torch.zeros(2, 9, 1)).shape == (2, 0, 1)
     assert shade(torch.zeros(0, 3, 4, 4), torch.zeros(0, 9, 3)).shape == (0, 3, 4, 4)
+
+
+@pytest.mark.parametrize(
+    ("normals", "light"), [((2, 9, 4), (2, 9, 3)), ((2, 9, 3), (1, 9, 3)), ((2, 9, 3), (2, 8, 3))]
+)
+def test_shapes_that_do_not_belong_together_are_an_error(normals, light):
+    """The kernels check no bounds; without the tests' checks of types nothing else would."""
+    function = getattr(shade_points, "__wrapped__", shade_points)
+    with pytest.raises(ValueError, match="need three components and light"):
+        function(torch.zeros(normals), torch.zeros(light))

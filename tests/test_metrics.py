@@ -228,7 +228,7 @@ def test_the_share_of_the_shading_in_the_reflectance():
     mask = (torch.rand(2, 1, 40, 50, generator=random) > 0.3).float()
 
     def found(predicted, true=target):
-        return metrics.shading_share_percent(predicted, true, shading, mask)
+        return metrics.shading_power_percent(predicted, true, shading, mask)
 
     for of_target in (0, 0.4, 1):
         for of_shading in (-0.1, 0, 0.25, 1):
@@ -242,8 +242,11 @@ def test_the_share_of_the_shading_in_the_reflectance():
     expected = 100 * np.linalg.lstsq(design, logs[0], rcond=None)[0][1]
     assert float(found(noise)[0]) == pytest.approx(expected, abs=1e-2)
     torch.testing.assert_close(found(noise * shading.pow(1 - mask)), found(noise))
-    assert metrics.shading_share_percent(noise, target, shading, 0 * mask).isnan().all()
+    assert metrics.shading_power_percent(noise, target, shading, 0 * mask).isnan().all()
     assert not found(noise, shading.expand(-1, 3, -1, -1)).any()  # which of the two, none can tell
+    half = shading.expand(-1, 3, -1, -1).sqrt()
+    torch.testing.assert_close(found(half, 0 * target + 0.3), torch.full((2,), 50.0))
+    assert not metrics.shading_power_percent(noise, target, 0 * shading + 0.7, mask).any()
 
 
 def test_cumulative_shares_count_what_could_not_be_scored_as_bad():

@@ -30,7 +30,7 @@ def over_images(
 
     Args:
         kernel: compiled with ``nogil=True``.
-        count: number of images.
+        count: number of images, or of parts of images for kernels that work on these.
         arguments: handed on, tensors as NumPy arrays.
         parallel: if not, all images are one range.
     """
